@@ -1,0 +1,55 @@
+"""Joins a Ray cluster, or starts one on this machine for the time of a command."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import ray
+
+from pipeline.errors import HerdError
+
+MIN_LOCAL_CPUS = 2
+QUIET = {
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+@contextlib.contextmanager
+def connected(address: str | None, *, verbose: bool = False) -> Iterator[None]:
+    """Ray for the time of the block: the cluster at `address` (or `RAY_ADDRESS`), else a new one on this machine.
+
+    Leaving the block disconnects, which ends the run's actors and tasks; a cluster started here ends too. If the caller
+    was connected already, its connection is used and kept.
+
+    Raises:
+        HerdError: no cluster answers at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    address = address or os.environ.get("RAY_ADDRESS")
+    # a machine with a single core still needs an engine and a task beside it; cores here are slots, not threads
+    local = {} if address else {"num_cpus": max(MIN_LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=verbose,
+            logging_level=logging.WARNING if verbose else logging.ERROR,
+            **local,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as e:
+        raise HerdError(
+            f"No Ray cluster answers: {str(e).splitlines()[0]}",
+            where=address,
+            todo="Start one with `ray start --head`, or leave the address out to run on this machine.",
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,5 @@
+"""`python -m jobs` is `herd`."""
+
+from jobs.cli import main
+
+main()

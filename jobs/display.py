@@ -1,0 +1,131 @@
+"""What a person sees while a run goes on and when it has ended: a live line on a terminal, log lines elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.ledger import Progress as Figures
+from pipeline.report import Agreement
+
+LOG_EVERY_S = 10.0
+
+
+def rows_per_s(figures: Figures) -> float:
+    """Rows of this session over the seconds since its first engine was ready; 0 before."""
+    rows = figures.rows_ok + figures.rows_quarantined
+    return rows / figures.answering_seconds if figures.answering_seconds else 0.0
+
+
+def sentence(figures: Figures) -> str:
+    """One line of figures."""
+    rows = figures.rows_ok + figures.rows_quarantined
+    if not figures.engines:
+        return f"starting engines ({figures.seconds:.0f} s)"
+    speed = rows_per_s(figures)
+    tokens = figures.output_tokens / figures.answering_seconds if figures.answering_seconds else 0.0
+    left = figures.rows_total - figures.rows_before - rows
+    eta = f", {left / speed:.0f} s left" if speed and left else ""
+    shards = figures.shards_before + figures.shards_done
+    return (
+        f"{shards}/{figures.shards_total} shards, {figures.rows_before + rows:,}/{figures.rows_total:,} rows, "
+        f"{speed:,.0f} rows/s, {tokens:,.0f} output tokens/s, {figures.rows_quarantined} quarantined{eta}"
+    )
+
+
+class _Sentence(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(str(task.fields.get("sentence", "")))
+
+
+class Display:
+    """Shows a run's progress on stderr between entering and leaving it as a context. `observe` takes the figures."""
+
+    def __init__(self, name: str, *, quiet: bool = False) -> None:
+        self._console = Console(stderr=True)
+        self._live = self._console.is_terminal and not quiet
+        self._quiet, self._name = quiet, name
+        self._last = 0.0
+        self._seen: set[str] = set()
+        self._bar = Progress(
+            SpinnerColumn(), TextColumn(name), BarColumn(), _Sentence(), TimeElapsedColumn(), console=self._console
+        )
+        self._task = self._bar.add_task(name, total=None, sentence="planning")
+
+    def __enter__(self) -> "Display":
+        if self._live:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        if self._live:
+            self._bar.stop()
+
+    def observe(self, figures: Figures) -> None:
+        for event in figures.events:
+            if event not in self._seen:
+                self._seen.add(event)
+                self._console.print(f"[yellow]{event}[/yellow]", highlight=False)
+        done = figures.rows_before + figures.rows_ok + figures.rows_quarantined
+        if self._live:
+            self._bar.update(self._task, total=figures.rows_total, completed=done, sentence=sentence(figures))
+        elif not self._quiet and time.monotonic() - self._last > LOG_EVERY_S:
+            self._last = time.monotonic()
+            print(f"{time.strftime('%H:%M:%S')} {self._name}: {sentence(figures)}", file=sys.stderr, flush=True)
+
+
+def print_summary(
+    totals: dict[str, Any],
+    *,
+    output: str,
+    figures: Figures | None,
+    agreements: list[Agreement],
+    examples: list[dict[str, Any]],
+    key: str | None,
+) -> None:
+    """The end of a run, for a person: what came out, what did not and why, how fast, and what to do next."""
+    console = Console()
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_row("run", totals["run_id"])
+    rows = f"{totals['rows_in']:,} in = {totals['rows_ok']:,} answered + {totals['rows_quarantined']:,} quarantined"
+    table.add_row("rows", rows)
+    for agreement in agreements:
+        words = f"{agreement.fraction:.2%} of {agreement.rows:,} answers agree with the gold column"
+        table.add_row(f"agreement {agreement.group}", words)
+    table.add_row("tokens", f"{totals['prompt_tokens']:,} prompt, {totals['output_tokens']:,} output")
+    if figures is not None and figures.shards_done:
+        starts = [e.get("start_s", 0.0) for e in figures.engines.values()]
+        table.add_row(
+            "speed",
+            f"{rows_per_s(figures):,.0f} rows/s over {figures.answering_seconds:.1f} s of answering; "
+            f"{len(starts)} engine{'s' if len(starts) != 1 else ''}, started in {max(starts, default=0.0):.1f} s",
+        )
+    else:
+        table.add_row("speed", "nothing was left to do: every shard was committed before")
+    table.add_row("output", output)
+    console.print()
+    console.print(table, soft_wrap=True, highlight=False)
+    if examples:
+        console.print("\n[bold]quarantined[/bold]")
+        why = Table(box=None, padding=(0, 2, 0, 2), show_header=False)
+        for row in examples:
+            name = str(row[key]) if key and key in row else f"row {row['lineage']['row']}"
+            why.add_row(name, f"{row['stage']}/{row['error_type']}", Text(str(row["message"])), style="yellow")
+        console.print(why, highlight=False)
+        if totals["rows_quarantined"] > len(examples):
+            console.print(f"  and {totals['rows_quarantined'] - len(examples):,} more", highlight=False)
+    console.print("\n[bold]next[/bold]")
+    for command, what in (
+        (f"herd verify {output}", "prove that every row stands exactly once"),
+        (f"herd show {output}", "look at answers"),
+        (f"herd show {output} --quarantine", "look at what was quarantined, and why"),
+    ):
+        console.print(f"  {command}   [dim]{what}[/dim]", soft_wrap=True, highlight=False)
+    console.print()

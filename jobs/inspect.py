@@ -1,0 +1,114 @@
+"""Facts about jobs and runs for the commands that only look: plan, status, verify, show, models."""
+
+from datetime import datetime
+from typing import Any
+
+import pyarrow.compute as pc
+
+from cluster.models import Profile
+from cluster.placement import engine_resources
+from pipeline import run as runs
+from pipeline.config import RunConfig, StorageConfig
+from pipeline.errors import ConfigError, StorageError
+from pipeline.facts import now
+from pipeline.footers import make_plan
+from pipeline.output import Output
+from pipeline.report import answered_rows, quarantined_rows
+from pipeline.storage import Store
+from pipeline.verify import Verdict
+from pipeline.verify import verify as verify_output
+
+
+def open_output(uri: str, storage: StorageConfig) -> Output:
+    """The output folder of a run.
+
+    Raises:
+        ConfigError: there is no run in it, or it is out of reach.
+    """
+    try:
+        output = Output(uri, Store(uri, storage))
+        runs.reopen(uri, output.store)
+    except StorageError as e:
+        e.exit_code = 2
+        raise
+    return output
+
+
+def plan_facts(config: RunConfig) -> dict[str, Any]:
+    """What a job would do, from footers alone. Raises as `pipeline.run.prepare`."""
+    runs.check(config)
+    try:
+        columns, schema, table = make_plan(config)
+    except StorageError as e:
+        e.exit_code = 2
+        raise
+    per_shard = table["num_rows"]
+    resources = engine_resources(config)
+    return {
+        "name": config.name,
+        "num_files": len(pc.unique(table["input_uri"])),
+        "num_rows": pc.sum(per_shard).as_py(),
+        "num_shards": table.num_rows,
+        "rows_per_shard": {"min": pc.min(per_shard).as_py(), "max": pc.max(per_shard).as_py()},
+        "num_bytes": pc.sum(table["num_bytes"]).as_py(),
+        "columns_read": [f"{f.name}: {f.type}" for f in schema],
+        "columns_carried": list(columns.carry),
+        "engines": {"min": config.pool.min, "max": config.pool.ceiling, **resources.to_ray()},
+        "output": config.output.uri,
+    }
+
+
+def status_facts(uri: str, storage: StorageConfig) -> dict[str, Any]:
+    """How far a run is, from its records."""
+    output = open_output(uri, storage)
+    record = output.read_json("run.json")
+    records = output.records()
+    last = max((r.committed_at for r in records), default=None)
+    age = (datetime.fromisoformat(now()) - datetime.fromisoformat(last)).total_seconds() if last else None
+    is_done = output.has("_SUCCESS")
+    return {
+        "run_id": record["run_id"],
+        "status": "done" if is_done else "running or stopped",
+        "shards": record["shards"],
+        "shards_committed": len(records),
+        "rows": record["rows"],
+        "rows_ok": sum(r.rows_ok for r in records),
+        "rows_quarantined": sum(r.rows_quarantined for r in records),
+        "prompt_tokens": sum(r.tokens["prompt"] for r in records),
+        "output_tokens": sum(r.tokens["output"] for r in records),
+        "seconds_since_last_commit": None if age is None else round(age, 1),
+        "model": record["model"]["name"],
+        "weights_digest": record["model"]["weights_digest"],
+        "next": f"herd verify {uri}" if is_done else f"herd resume {uri}",
+    }
+
+
+def verdict(uri: str, storage: StorageConfig) -> Verdict:
+    """The proof of completeness."""
+    return verify_output(open_output(uri, storage))
+
+
+def rows(
+    uri: str, storage: StorageConfig, limit: int, *, quarantine: bool = False, stage: str | None = None
+) -> list[dict[str, Any]]:
+    """Some rows of a run, answered or quarantined."""
+    if stage is not None and not quarantine:
+        raise ConfigError("--stage goes with --quarantine")
+    output = open_output(uri, storage)
+    return quarantined_rows(output, limit, stage=stage) if quarantine else answered_rows(output, limit)
+
+
+def profile_facts(profile: Profile) -> dict[str, Any]:
+    """A profile as plain data."""
+    return {
+        "name": profile.name,
+        "hub_id": profile.hub_id,
+        "summary": profile.summary,
+        "total_parameters_b": profile.total_parameters_b,
+        "experts": profile.experts,
+        "context_tokens": profile.context_tokens,
+        "engine": profile.engine,
+        "gpus": profile.gpus,
+        "licence": profile.licence,
+        "refused": profile.refused,
+    }

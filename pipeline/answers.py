@@ -1,0 +1,149 @@
+"""From a response's text to an answer of the job's shape, checked again whatever the engine promised. Pure."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jsonschema
+import pyarrow as pa
+
+from pipeline.config import AnswerConfig
+from pipeline.errors import RowError, Stage
+
+INT64 = range(-(2**63), 2**63)
+
+
+def parser(config: AnswerConfig) -> Callable[[str, str], Any]:
+    """A function from (text, finish_reason) to the answer: a string, or for `json_schema` the parsed document.
+
+    The function raises `RowError` of stage `answer`: `answer_cut` when the response ran into `max_tokens` before it was
+    whole, else `not_a_choice`, `no_match`, `not_json`, `schema_violation`.
+    """
+    check = _checker(config)
+
+    def parse(text: str, finish_reason: str) -> Any:
+        try:
+            return check(text)
+        except RowError as e:
+            if finish_reason == "length":
+                raise RowError(
+                    Stage.ANSWER, "answer_cut", f"cut by max_tokens before it was whole: {_shown(text)}"
+                ) from None
+            raise e
+
+    return parse
+
+
+def _checker(config: AnswerConfig) -> Callable[[str], Any]:
+    if config.choice is not None:
+        choices = set(config.choice)
+
+        def choose(text: str) -> str:
+            for candidate in (text, text.strip()):
+                if candidate in choices:
+                    return candidate
+            raise RowError(Stage.ANSWER, "not_a_choice", f"not one of the {len(choices)} choices: {_shown(text)}")
+
+        return choose
+    if config.regex is not None:
+        pattern = re.compile(config.regex)
+
+        def match(text: str) -> str:
+            if pattern.fullmatch(text) is None:
+                raise RowError(Stage.ANSWER, "no_match", f"does not match the regex: {_shown(text)}")
+            return text
+
+        return match
+    if config.json_schema is not None:
+        schema = config.json_schema
+        validator = jsonschema.validators.validator_for(schema)(schema)
+
+        def document(text: str) -> Any:
+            try:
+                value = json.loads(text, parse_constant=_refuse_constant)
+            except (ValueError, RecursionError) as e:
+                raise RowError(Stage.ANSWER, "not_json", f"{e}: {_shown(text)}") from None
+            for error in validator.iter_errors(value):
+                raise RowError(Stage.ANSWER, "schema_violation", f"at {error.json_path}: {error.message}"[:500])
+            return value
+
+        return document
+    return lambda text: text
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 120 else text[:120] + "...")
+
+
+def answer_type(config: AnswerConfig) -> pa.DataType:
+    """The Arrow type of the `answer` column: string, or for a JSON schema the type that `arrow_type` finds for it."""
+    found = arrow_type(config.json_schema) if config.json_schema is not None else None
+    return found if found is not None else pa.string()
+
+
+def arrow_type(schema: Any) -> pa.DataType | None:
+    """The Arrow type that holds every document of a schema, or None where there is none and JSON text must serve.
+
+    Objects become structs of their listed properties (absent ones null; members that are not listed stay in `response`
+    alone), arrays lists, enums the type of their values.
+    """
+    if not isinstance(schema, dict) or {"anyOf", "oneOf", "allOf", "$ref", "patternProperties", "not"} & schema.keys():
+        return None
+    if "const" in schema:
+        return _type_of_values([schema["const"]])
+    if "enum" in schema:
+        return _type_of_values(schema["enum"])
+    kind = schema.get("type", "object" if "properties" in schema else None)
+    if isinstance(kind, list):
+        solid = [k for k in kind if k != "null"]
+        kind = solid[0] if len(solid) == 1 else None
+    match kind:
+        case "string":
+            return pa.string()
+        case "integer":
+            return pa.int64()
+        case "number":
+            return pa.float64()
+        case "boolean":
+            return pa.bool_()
+        case "array":
+            item = arrow_type(schema.get("items"))
+            return None if item is None else pa.list_(item)
+        case "object":
+            members = {k: arrow_type(s) for k, s in schema.get("properties", {}).items()}
+            extra = isinstance(schema.get("additionalProperties"), dict) or schema.get("additionalProperties") is True
+            if not members or extra or None in members.values():
+                return None
+            return pa.struct(list(members.items()))
+    return None
+
+
+def _type_of_values(values: Sequence[Any]) -> pa.DataType | None:
+    kinds = {type(v) for v in values if v is not None}
+    if kinds == {str}:
+        return pa.string()
+    if kinds == {bool}:
+        return pa.bool_()
+    if kinds == {int}:
+        return pa.int64()
+    return pa.float64() if kinds and kinds <= {int, float} else None
+
+
+def to_arrow_value(value: Any, kind: pa.DataType) -> Any:
+    """The answer as `pa.array(..., kind)` takes it: JSON text for a document without a type of its own.
+
+    Raises:
+        RowError: `answer_out_of_range` for an integer beyond 64 bits.
+    """
+    if pa.types.is_string(kind):
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    try:
+        pa.array([value], type=kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as e:
+        raise RowError(Stage.ANSWER, "answer_out_of_range", f"does not fit {kind}: {e}") from None
+    return value

@@ -1,0 +1,1 @@
+"""Engines behind one seam: vLLM, and an echo without a model."""

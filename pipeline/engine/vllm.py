@@ -1,0 +1,204 @@
+"""vLLM's synchronous engine behind Herd's seam: the one place that imports vllm.
+
+The core runs inside this process unless `engine.core_process` asks otherwise: with short answers, a second process costs
+more than it frees. Preparing (chat template, tokens, image preprocessing) is vLLM's own renderer, called from Herd's
+preparing thread, so that the stepping thread receives finished engine inputs. Text is detokenised afterwards, a shard at
+a time.
+"""
+
+import copy
+import json
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.engine.base import EngineInfo
+from pipeline.errors import EngineStartError, RowError, Stage
+from pipeline.model import ModelRef
+from pipeline.request import Completion, Failure, Message, Prepared, Request, request_sha256
+
+# Set always: arguments built outside vLLM's own front ends would silently fall to 2048 tokens and 128 sequences.
+CPU_DEFAULTS = {"max_num_seqs": 128, "max_num_batched_tokens": 4096, "enforce_eager": True}
+GPU_DEFAULTS = {"max_num_seqs": 512, "max_num_batched_tokens": 8192}
+IMAGES_PER_PROMPT = 10  # vLLM's own limit is 999 and is profiled for; its authors advise at most 10
+
+
+def engine_args(config: RunConfig, model_path: str) -> dict[str, Any]:
+    """The arguments for `vllm.LLM`: the job's own over Herd's defaults. Pure."""
+    given = config.engine.vllm_args
+    on_cpu = config.pool.accelerator is None
+    has_images = bool(config.input.images) or config.prompt.messages is not None
+    return {
+        "model": model_path,
+        "seed": 0,
+        "disable_log_stats": True,
+        "distributed_executor_backend": "mp" if config.engine.num_gpus > 1 else "uni",
+        "limit_mm_per_prompt": {"image": IMAGES_PER_PROMPT if has_images else 0},
+        # most images are seen once, and hashing each for a cache costs more than it saves
+        "mm_processor_cache_gb": 0,
+        **(CPU_DEFAULTS if on_cpu else GPU_DEFAULTS),
+        **given,
+    }
+
+
+def environment(config: RunConfig) -> dict[str, str]:
+    """Environment variables that vLLM reads when it is imported; what the user has set wins. Pure."""
+    out = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if config.engine.core_process else "0",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if config.pool.accelerator is None:
+        out["VLLM_CPU_KVCACHE_SPACE"] = "1"
+        # threads are bound to cores only for several CPU workers, which would otherwise share one set
+        size = config.engine.num_gpus
+        out["VLLM_CPU_OMP_THREADS_BIND"] = "nobind" if size == 1 else _bind(size, os.cpu_count() or 1)
+    return out
+
+
+def _bind(workers: int, cores: int) -> str:
+    """Core ranges for CPU workers, such as `0|1` or `0-3|4-7`; workers share a core where there are too few."""
+    share = max(1, cores // workers)
+    firsts = [(w * share) % cores for w in range(workers)]
+    return "|".join(str(f) if share == 1 else f"{f}-{f + share - 1}" for f in firsts)
+
+
+class VllmEngine:
+    """See the module. Implements `pipeline.engine.base.Engine`.
+
+    Raises:
+        EngineStartError: vLLM is not installed, or refuses the model or the settings.
+    """
+
+    def __init__(self, config: RunConfig, model: ModelRef, model_path: str) -> None:
+        for key, value in environment(config).items():
+            os.environ.setdefault(key, value)
+        args = engine_args(config, model_path)
+        try:
+            import vllm
+            from vllm.exceptions import VLLMError
+            from vllm.renderers import ChatParams
+            from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+        except ImportError as e:
+            raise EngineStartError(
+                f"vLLM is not installed on this node: {e}", todo="Install the `gpu` or the `cpu` extra of herd-batch."
+            ) from None
+        logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
+        try:
+            llm = vllm.LLM(**args)
+        except Exception as e:  # pydantic, torch, transformers, vLLM: all say why in their message
+            raise EngineStartError(
+                f"vLLM could not start: {type(e).__name__}: {_first_lines(e)}", where=model.name
+            ) from e
+        self._sampling_class, self._output_kind, self._vllm_error = SamplingParams, RequestOutputKind.FINAL_ONLY, VLLMError
+        self._engine = llm.llm_engine
+        self._renderer = self._engine.renderer
+        self._max_model_len = int(llm.model_config.max_model_len)
+        self._chat_params = ChatParams(
+            chat_template_kwargs={"add_generation_prompt": True, "tokenize": False},
+            mm_processor_kwargs=args.get("mm_processor_kwargs"),
+        )
+        self._tokenize_params = self._renderer.default_chat_tok_params.with_kwargs(add_special_tokens=False)
+        self._decoder = copy.deepcopy(llm.get_tokenizer())  # the renderer's own is in use on another thread
+        answer = config.answer
+        kinds = {"choice": answer.choice, "regex": answer.regex, "json": answer.json_schema}
+        shape = {k: v for k, v in kinds.items() if v is not None}
+        self._structured = StructuredOutputsParams(**shape) if shape else None
+        self._shape = json.dumps(shape, sort_keys=True)
+        self._params: dict[str, Any] = {}
+        self._keys: dict[str, int] = {}
+        settings = {k: v for k, v in args.items() if k != "model"}
+        self.info = EngineInfo(
+            f"vllm {vllm.__version__}",
+            int(args["max_num_seqs"]),
+            {**settings, "max_model_len": self._max_model_len, "pid": os.getpid()},
+        )
+
+    def prepare(self, request: Request) -> Prepared:
+        params = self._sampling_params(request.sampling)
+        conversation = [_openai(message) for message in request.messages]
+        try:
+            _, (inputs,) = self._renderer.render_chat([conversation], self._chat_params, self._tokenize_params)
+        except self._vllm_error as e:
+            if getattr(e, "parameter", None) in ("input_tokens", "input_text"):
+                raise self._too_long(str(e)) from None
+            raise RowError(Stage.RENDER, "request_refused", _first_lines(e)) from None
+        except Exception as e:  # a chat template or an image processor, run over a stranger's data
+            stage = Stage.IMAGE if request.images else Stage.RENDER
+            raise RowError(stage, "preprocessing_failed", f"{type(e).__name__}: {_first_lines(e)}") from None
+        ids = inputs["prompt_token_ids"]
+        if len(ids) >= self._max_model_len:
+            raise self._too_long(f"the prompt has {len(ids)} tokens and the context holds {self._max_model_len}")
+        shape = json.dumps(request.sampling, sort_keys=True, default=str) + self._shape
+        return Prepared(ids, request_sha256(ids, request.images, shape), (inputs, params))
+
+    def add(self, key: int, prepared: Prepared) -> None:
+        inputs, params = prepared.payload
+        try:
+            self._engine.add_request(str(key), inputs, params)
+        except (self._vllm_error, ValueError, TypeError) as e:
+            raise RowError(Stage.ENGINE, "request_refused", _first_lines(e)) from None
+
+    def step(self) -> list[tuple[int, Completion | Failure]]:
+        ended: list[tuple[int, Completion | Failure]] = []
+        for output in self._engine.step():
+            if not output.finished:
+                continue
+            answer = output.outputs[0]
+            key = int(output.request_id)
+            if answer.finish_reason in ("abort", "error"):
+                failure = Failure(Stage.ENGINE, f"engine_{answer.finish_reason}", "vLLM gave the request up")
+                ended.append((key, failure))
+                continue
+            text = answer.text if answer.text else None
+            prompt = output.prompt_token_ids or ()
+            ended.append((key, Completion(text, answer.token_ids, str(answer.finish_reason), len(prompt))))
+        return ended
+
+    def has_work(self) -> bool:
+        return bool(self._engine.has_unfinished_requests())
+
+    def texts(self, completions: Sequence[Completion]) -> list[str]:
+        raw = [i for i, c in enumerate(completions) if c.text is None]
+        decoded = self._decoder.batch_decode([list(completions[i].token_ids) for i in raw], skip_special_tokens=True)
+        out = [c.text or "" for c in completions]
+        for i, text in zip(raw, decoded, strict=True):
+            out[i] = text
+        return out
+
+    def _sampling_params(self, sampling: dict[str, Any]) -> Any:
+        key = json.dumps(sampling, sort_keys=True, default=str)
+        if key not in self._params:
+            # vLLM needs the text itself only to look for stop strings in it
+            wants_text = bool(sampling.get("stop")) or sampling.get("skip_special_tokens") is False
+            try:
+                self._params[key] = self._sampling_class(
+                    **sampling,
+                    structured_outputs=self._structured,
+                    output_kind=self._output_kind,
+                    detokenize=wants_text,
+                )
+            except (self._vllm_error, ValueError, TypeError) as e:
+                raise RowError(Stage.RENDER, "bad_sampling", _first_lines(e)) from None
+        return self._params[key]
+
+    def _too_long(self, message: str) -> RowError:
+        return RowError(Stage.RENDER, "prompt_too_long", message)
+
+
+def _openai(message: Message) -> dict[str, Any]:
+    if all(isinstance(part, str) for part in message.parts):
+        return {"role": message.role, "content": "\n".join(str(p) for p in message.parts)}
+    parts = [
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image_pil", "image_pil": part.pixels}
+        for part in message.parts
+    ]
+    return {"role": message.role, "content": parts}
+
+
+def _first_lines(e: BaseException, limit: int = 500) -> str:
+    text = " ".join(str(e).split())
+    return text if len(text) <= limit else text[:limit] + "..."

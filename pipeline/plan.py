@@ -1,0 +1,156 @@
+"""The plan: which slice of which file is which shard, and the fingerprint that a resume must match.
+
+Pure: row groups in, shards out. Footers are read by `pipeline.footers`. A plan lives as one Arrow table, a row a shard,
+so that its memory grows with row groups and never with rows.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.config import RunConfig
+
+SCHEMA = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("input_uri", pa.string()),
+        ("input_etag", pa.string()),
+        ("input_size", pa.int64()),
+        ("row_group", pa.int32()),
+        ("first_row", pa.int64()),
+        ("num_rows", pa.int64()),
+        ("num_bytes", pa.int64()),
+    ]
+)
+
+# Engine arguments that say where and how fast an engine runs, not what it answers: a resume may change them.
+RUNTIME_ENGINE_ARGS = frozenset(
+    """tensor_parallel_size pipeline_parallel_size data_parallel_size enable_expert_parallel max_num_seqs
+    max_num_batched_tokens gpu_memory_utilization enforce_eager distributed_executor_backend enable_prefix_caching
+    mm_processor_cache_gb mm_encoder_tp_mode limit_mm_per_prompt disable_log_stats max_parallel_loading_workers
+    async_scheduling enable_chunked_prefill swap_space block_size compilation_config load_format download_dir""".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """A row group as its footer tells. `num_bytes` counts the columns that are read, uncompressed."""
+
+    input_uri: str
+    input_etag: str
+    input_size: int
+    row_group: int
+    num_rows: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Rows `first_row` to `first_row + num_rows - 1` of one row group of one file, counted from 0."""
+
+    shard: int
+    input_uri: str
+    input_etag: str
+    input_size: int
+    row_group: int
+    first_row: int
+    num_rows: int
+    num_bytes: int
+
+    @property
+    def name(self) -> str:
+        """The shard's part in object names, such as `000042`."""
+        return f"{self.shard:06d}"
+
+
+def cut(groups: Iterable[RowGroup], *, max_rows: int, max_bytes: int) -> pa.Table:
+    """Shards of at most `max_rows` rows and about `max_bytes` bytes, in the groups' order; a table of `SCHEMA`.
+
+    A group is cut into equal parts that differ by at most one row. Empty groups give no shard. A row larger than
+    `max_bytes` is a shard of its own.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    batches: list[pa.RecordBatch] = []
+    shard = 0
+
+    def flush() -> None:
+        batches.append(pa.RecordBatch.from_pydict(columns, schema=SCHEMA))
+        for values in columns.values():
+            values.clear()
+
+    for group in groups:
+        parts = num_parts(group.num_rows, group.num_bytes, max_rows=max_rows, max_bytes=max_bytes)
+        first = 0
+        for part in range(parts):
+            rows = group.num_rows * (part + 1) // parts - first
+            columns["shard"].append(shard)
+            columns["input_uri"].append(group.input_uri)
+            columns["input_etag"].append(group.input_etag)
+            columns["input_size"].append(group.input_size)
+            columns["row_group"].append(group.row_group)
+            columns["first_row"].append(first)
+            columns["num_rows"].append(rows)
+            columns["num_bytes"].append(group.num_bytes * rows // group.num_rows)
+            first += rows
+            shard += 1
+        if len(columns["shard"]) >= 10_000:
+            flush()
+    flush()
+    return pa.Table.from_batches(batches, schema=SCHEMA)
+
+
+def num_parts(num_rows: int, num_bytes: int, *, max_rows: int, max_bytes: int) -> int:
+    """Into how many shards a row group is cut: none when it is empty, and never more than it has rows."""
+    return min(num_rows, max(-(-num_rows // max_rows), -(-num_bytes // max_bytes)))
+
+
+def shards_of(table: pa.Table) -> Iterator[Shard]:
+    """The table's rows, a batch at a time."""
+    for batch in table.to_batches(max_chunksize=10_000):
+        for row in batch.to_pylist():
+            yield Shard(**row)
+
+
+def answer_settings(config: RunConfig, digests: dict[str, Any]) -> dict[str, Any]:
+    """Every setting that can change an answer, as plain data: what two runs on one output must agree on."""
+    engine_args = {k: v for k, v in config.engine.vllm_args.items() if k not in RUNTIME_ENGINE_ARGS}
+    return {
+        "input": {
+            "uri": config.input.uri,
+            "images": config.input.images,
+            "carry": config.input.carry,
+            "sampling": config.input.sampling,
+        },
+        "prompt": config.prompt.model_dump(),
+        "model": config.model,
+        "digests": digests,
+        "sampling": config.effective_sampling,
+        "answer": config.answer.model_dump(exclude_none=True),
+        "engine": {"kind": config.engine.kind, **engine_args},
+        "shard": {"max_rows": config.shard.max_rows, "max_bytes": int(config.shard.max_bytes)},
+        "images": config.render.images.model_dump(mode="json"),
+    }
+
+
+def fingerprint(settings: dict[str, Any], table: pa.Table) -> str:
+    """`sha256:` over the answer settings and the inputs (URI, ETag, size, in order)."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    seen: tuple[Any, ...] | None = None
+    for batch in table.select(["input_uri", "input_etag", "input_size"]).to_batches(max_chunksize=10_000):
+        for file in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            if file != seen:
+                digest.update(json.dumps(file).encode())
+                seen = file
+    return "sha256:" + digest.hexdigest()
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Where two settings differ, one `key: old -> new` each."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [line for k in keys for line in differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)]
+    return [] if old == new else [f"{path}: {old!r} -> {new!r}"]

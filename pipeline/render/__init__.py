@@ -1,0 +1,1 @@
+"""From a row to a request: templates filled, chats read, images fetched and decoded."""

@@ -1,0 +1,63 @@
+"""Prompt templates: Jinja2 in its sandbox, over the columns of a row.
+
+A missing column and a null are errors of the row rather than an empty string or the word "None" in a prompt: say
+`{{ text or "" }}` or `{{ text | default("n/a", true) }}` where a null is expected. Templates see values, never code.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+from jinja2.meta import find_undeclared_variables
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from pipeline.errors import ConfigError, RowError, Stage
+
+ROW_VARIABLE = "row"
+
+
+class _NullValueError(Exception):
+    pass
+
+
+def _refuse_null(value: Any) -> Any:
+    if value is None:
+        raise _NullValueError
+    return value
+
+
+_ENVIRONMENT = ImmutableSandboxedEnvironment(
+    undefined=jinja2.StrictUndefined, finalize=_refuse_null, autoescape=False, keep_trailing_newline=True
+)
+
+
+class Template:
+    """One compiled template. `key` is the job's key that it stands under, for messages."""
+
+    def __init__(self, text: str, key: str) -> None:
+        self.key = key
+        try:
+            names = find_undeclared_variables(_ENVIRONMENT.parse(text))
+            self._template = _ENVIRONMENT.from_string(text)
+        except jinja2.TemplateSyntaxError as e:
+            raise ConfigError(
+                f"The template does not parse: {e.message}", where=f"{key}, line {e.lineno}", todo="It is Jinja2."
+            ) from None
+        self.uses_whole_row = ROW_VARIABLE in names
+        self.variables = sorted(names - {ROW_VARIABLE})
+
+    def render(self, row: Mapping[str, Any]) -> str:
+        """The filled template.
+
+        Raises:
+            RowError: `null_value`, `template_error`.
+        """
+        try:
+            return self._template.render(**{**row, ROW_VARIABLE: row})
+        except _NullValueError:
+            nulls = [v for v in (self.variables or row) if row.get(v) is None]
+            raise RowError(
+                Stage.RENDER, "null_value", f"{self.key} prints a null: {', '.join(nulls) or 'an expression'}"
+            ) from None
+        except Exception as e:  # a template runs a user's expressions over a row's data: anything may be raised
+            raise RowError(Stage.RENDER, "template_error", f"{self.key}: {type(e).__name__}: {e}") from None

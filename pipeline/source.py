@@ -1,0 +1,133 @@
+"""Reads shards as Ray Data blocks: one read task and one block a shard, only the columns that are needed.
+
+Each row carries where it came from in columns that begin with `__herd_`. A file that is no longer the planned one gives
+no rows: its shards are reported to the ledger and the run goes on with the others.
+"""
+
+from collections.abc import Iterable
+from functools import lru_cache, partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray.data import Datasource
+from ray.data.block import BlockMetadata
+from ray.data.datasource import ReadTask
+
+from pipeline.config import StorageConfig
+from pipeline.errors import InputChangedError
+from pipeline.plan import Shard
+from pipeline.storage import FileInfo, Store
+
+ORIGIN = pa.schema(
+    [
+        ("__herd_shard", pa.int32()),
+        ("__herd_uri", pa.dictionary(pa.int32(), pa.string())),
+        ("__herd_etag", pa.dictionary(pa.int32(), pa.string())),
+        ("__herd_row_group", pa.int32()),
+        ("__herd_row", pa.int64()),
+    ]
+)
+"""The columns that a block has besides the input's own. `__herd_row` counts from 0 within the row group."""
+
+CACHED_ROW_GROUP_BYTES = 512 * 2**20
+
+
+def read_shard(shard: Shard, schema: pa.Schema, storage: StorageConfig) -> pa.Table:
+    """The shard's rows with the columns of `schema`, then `ORIGIN`.
+
+    Raises:
+        InputChangedError: the file's size or ETag differs from the plan's, or it can no longer be read as planned.
+        StorageError: the file is out of reach.
+    """
+    store = Store(shard.input_uri, storage)
+    check_unchanged(shard, store.stat(shard.input_uri))
+    whole_group_is_shard = shard.first_row == 0 and shard.num_bytes > CACHED_ROW_GROUP_BYTES
+    read = _read_row_group if whole_group_is_shard else _cached_row_group
+    group = read(shard.input_uri, shard.input_etag, shard.row_group, tuple(schema.names), storage)
+    table = group.slice(shard.first_row, shard.num_rows)
+    if table.num_rows != shard.num_rows:
+        raise InputChangedError(
+            f"Row group {shard.row_group} has fewer rows than planned", where=shard.input_uri, todo=_ADVICE
+        )
+    return with_origin(table, shard)
+
+
+_ADVICE = "Put the planned file back and resume, or run the job on a new output."
+
+
+def check_unchanged(shard: Shard, now: FileInfo) -> None:
+    """Raises `InputChangedError` unless the file is the planned one."""
+    if (now.size, now.etag) != (shard.input_size, shard.input_etag):
+        raise InputChangedError(
+            f"The input file changed since it was planned: {shard.input_size:,} bytes, ETag {shard.input_etag} then; "
+            f"{now.size:,} bytes, ETag {now.etag} now",
+            where=shard.input_uri,
+            todo=_ADVICE,
+        )
+
+
+def _read_row_group(uri: str, etag: str, number: int, columns: tuple[str, ...], storage: StorageConfig) -> pa.Table:
+    try:
+        with Store(uri, storage).open(uri, block_size=8 * 2**20) as f:
+            return pq.ParquetFile(f).read_row_group(number, columns=list(columns)).select(list(columns))
+    except (pa.ArrowInvalid, pa.ArrowIOError, OSError) as e:
+        raise InputChangedError(
+            f"Row group {number} cannot be read: {str(e).splitlines()[0]}", where=uri, todo="Write the file again."
+        ) from None
+
+
+# A row group that holds several shards is decoded once by each reading process instead of once a shard.
+_cached_row_group = lru_cache(maxsize=1)(_read_row_group)
+
+
+def with_origin(table: pa.Table, shard: Shard) -> pa.Table:
+    rows = table.num_rows
+
+    def repeated(text: str) -> pa.Array:
+        return pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), rows), pa.array([text], pa.string()))
+
+    values = [
+        pa.repeat(pa.scalar(shard.shard, pa.int32()), rows),
+        repeated(shard.input_uri),
+        repeated(shard.input_etag),
+        pa.repeat(pa.scalar(shard.row_group, pa.int32()), rows),
+        pa.array(range(shard.first_row, shard.first_row + rows), pa.int64()),
+    ]
+    for field, column in zip(ORIGIN, values, strict=True):
+        table = table.append_column(field, column)
+    return table
+
+
+class ShardSource(Datasource):  # type: ignore[misc]
+    """The pending shards of a plan as a Ray Data source."""
+
+    def __init__(self, shards: list[Shard], schema: pa.Schema, storage: StorageConfig, ledger: Any) -> None:
+        self._shards, self._schema, self._storage, self._ledger = shards, schema, storage, ledger
+
+    def get_name(self) -> str:
+        return "Shards"
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return sum(shard.num_bytes for shard in self._shards)
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        common = partial(_read_block, schema=self._schema, storage=self._storage, ledger=self._ledger)
+        return [
+            ReadTask(
+                partial(common, shard),
+                BlockMetadata(num_rows=shard.num_rows, size_bytes=shard.num_bytes, input_files=None, exec_stats=None),
+            )
+            for shard in self._shards
+        ]
+
+
+def _read_block(shard: Shard, schema: pa.Schema, storage: StorageConfig, ledger: Any) -> Iterable[pa.Table]:
+    try:
+        yield read_shard(shard, schema, storage)
+    except InputChangedError as e:
+        ray.get(ledger.shard_failed.remote(shard.shard, str(e)))
+        yield pa.schema([*schema, *ORIGIN]).empty_table()
