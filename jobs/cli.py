@@ -6,13 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from cluster.models import PROFILES, resolve_model, with_profile
 from jobs import __doc__ as _package_doc
 from jobs import inspect
-from jobs.display import print_summary
+from jobs.display import print_summary, stdout_console
 from jobs.jobfile import adhoc_job, load_job
 from pipeline import __version__
 from pipeline.config import RunConfig, StorageConfig
@@ -285,7 +284,7 @@ def show(
         origin = row["lineage"]
         where = f"{str(origin['input_uri']).rsplit('/', 1)[-1]}:{origin['row_group']}:{origin['row']}"
         table.add_row(*(str(row[n])[:200] for n in names), where)
-    Console().print(table, highlight=False)
+    stdout_console().print(table, highlight=False)
 
 
 @cli.command()
@@ -301,7 +300,7 @@ def models(as_json: bool) -> None:
     for p in PROFILES.values():
         params, context = f"{p.total_parameters_b:,.0f}B", f"{p.context_tokens:,}" if p.context_tokens else "-"
         table.add_row(p.name, p.summary, params, str(p.experts), context, p.refused or p.gpus)
-    Console().print(table, highlight=False)
+    stdout_console().print(table, highlight=False)
 
 
 @cli.command()
@@ -322,7 +321,7 @@ def doctor(job: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
         for f in findings:
             colour = {"pass": "green", "warn": "yellow", "fail": "red"}[f.verdict]
             table.add_row(f"[{colour}]{f.verdict}[/{colour}]", f.what, f.found, f.todo)
-        Console().print(table, highlight=False)
+        stdout_console().print(table, highlight=False)
     sys.exit(4 if any(f.verdict == "fail" for f in findings) else 0)
 
 
@@ -333,8 +332,8 @@ def _print_facts(facts: dict[str, Any]) -> None:
         shown = "\n".join(map(str, value)) if isinstance(value, list) else value
         if isinstance(value, dict):
             shown = ", ".join(f"{k}: {v}" for k, v in value.items())
-        table.add_row(key.replace("_", " "), f"{shown:,}" if isinstance(shown, int) else str(shown))
-    Console().print(table, soft_wrap=True, highlight=False, markup=False)
+        table.add_row(key.replace("_", " "), f"{shown:,}" if type(shown) is int else str(shown))
+    stdout_console().print(table, soft_wrap=True, highlight=False, markup=False)
 
 
 def main() -> None:

@@ -16,19 +16,13 @@ from pipeline.report import Agreement
 LOG_EVERY_S = 10.0
 
 
-def rows_per_s(figures: Figures) -> float:
-    """Rows of this session over the seconds since its first engine was ready; 0 before."""
-    rows = figures.rows_ok + figures.rows_quarantined
-    return rows / figures.answering_seconds if figures.answering_seconds else 0.0
-
-
 def sentence(figures: Figures) -> str:
     """One line of figures."""
     rows = figures.rows_ok + figures.rows_quarantined
     if not figures.engines:
         return f"starting engines ({figures.seconds:.0f} s)"
-    speed = rows_per_s(figures)
-    tokens = figures.output_tokens / figures.answering_seconds if figures.answering_seconds else 0.0
+    speed = figures.rows_per_s
+    tokens = figures.output_tokens / figures.window_s if figures.window_s else 0.0
     left = figures.rows_total - figures.rows_before - rows
     eta = f", {left / speed:.0f} s left" if speed and left else ""
     shards = figures.shards_before + figures.shards_done
@@ -36,6 +30,12 @@ def sentence(figures: Figures) -> str:
         f"{shards}/{figures.shards_total} shards, {figures.rows_before + rows:,}/{figures.rows_total:,} rows, "
         f"{speed:,.0f} rows/s, {tokens:,.0f} output tokens/s, {figures.rows_quarantined} quarantined{eta}"
     )
+
+
+def stdout_console() -> Console:
+    """A console on stdout; where that is no terminal it does not fold lines at 80 columns."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
 
 
 class _Sentence(ProgressColumn):
@@ -89,7 +89,7 @@ def print_summary(
     key: str | None,
 ) -> None:
     """The end of a run, for a person: what came out, what did not and why, how fast, and what to do next."""
-    console = Console()
+    console = stdout_console()
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column()
@@ -104,8 +104,9 @@ def print_summary(
         starts = [e.get("start_s", 0.0) for e in figures.engines.values()]
         table.add_row(
             "speed",
-            f"{rows_per_s(figures):,.0f} rows/s over {figures.answering_seconds:.1f} s of answering; "
-            f"{len(starts)} engine{'s' if len(starts) != 1 else ''}, started in {max(starts, default=0.0):.1f} s",
+            f"{figures.rows_per_s:,.0f} rows/s in the engines' window of {figures.window_s:.1f} s; "
+            f"{len(starts)} engine{'s' if len(starts) != 1 else ''}, ready after {max(starts, default=0.0):.1f} s; "
+            f"{figures.seconds:.1f} s in all",
         )
     else:
         table.add_row("speed", "nothing was left to do: every shard was committed before")

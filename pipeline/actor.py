@@ -58,7 +58,7 @@ class EngineActor:
         except HerdError as e:
             ray.get(ledger.engine_failed.remote(str(e)))
             raise
-        self._name = f"{engine.info.name} #{ray.get_runtime_context().get_actor_id()[-8:]}"
+        self._name = f"{engine.info.name} #{ray.get_runtime_context().get_actor_id()[:8]}"
         self._worker = ShardWorker(job.config, job.columns, job.model, engine, self._name, job.run_id)
         self._threads = ThreadPoolExecutor(job.config.pool.shards_in_flight, thread_name_prefix="herd-shard")
         facts = {
@@ -78,7 +78,9 @@ class EngineActor:
         if attempt is None:
             return None
         try:
-            return self._worker.answer(block, attempt)
+            answered = self._worker.answer(block, attempt)
+            self._ledger.engine_figures.remote(self._name, self._worker.figures())
+            return answered
         except EngineDiedError as e:
             ray.get(self._ledger.engine_died.remote(self._name, str(e)))
             os._exit(1)

@@ -29,17 +29,27 @@ class Progress:
     prompt_tokens: int = 0
     output_tokens: int = 0
     seconds: float = 0.0
-    answering_seconds: float = 0.0
-    """From the moment the first engine was ready."""
     reasons: dict[str, int] = field(default_factory=dict)
+    """Quarantined rows by `stage/error_type`."""
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)
     engine_deaths: int = 0
     events: list[str] = field(default_factory=list)
     failed_shards: dict[int, str] = field(default_factory=dict)
     engine_error: str | None = None
 
+    @property
+    def window_s(self) -> float:
+        """The longest engine window of the session: from an engine's first admission to its latest answer."""
+        return max((float(e.get("window_s", 0.0)) for e in self.engines.values()), default=0.0)
+
+    @property
+    def rows_per_s(self) -> float:
+        """Rows that engines answered, over `window_s`; 0 before the first answer."""
+        rows = sum(int(e.get("rows", 0)) for e in self.engines.values())
+        return rows / self.window_s if self.window_s else 0.0
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "window_s": self.window_s, "rows_per_s": round(self.rows_per_s, 1)}
 
 
 class Ledger:
@@ -49,7 +59,6 @@ class Ledger:
         self._progress, self._max_attempts = progress, max_shard_attempts
         self._attempts: Counter[int] = Counter()
         self._started = time.monotonic()
-        self._answering: float | None = None
 
     def begin(self, shard: int) -> int | None:
         """The number of the attempt that starts now, from 1; None if the shard has had all its attempts."""
@@ -75,8 +84,9 @@ class Ledger:
 
     def engine_ready(self, engine: str, facts: dict[str, Any]) -> None:
         self._progress.engines[engine] = facts
-        if self._answering is None:
-            self._answering = time.monotonic()
+
+    def engine_figures(self, engine: str, figures: dict[str, float]) -> None:
+        self._progress.engines[engine].update(figures)
 
     def engine_failed(self, message: str) -> None:
         self._progress.engine_error = message
@@ -88,7 +98,6 @@ class Ledger:
     def snapshot(self) -> Progress:
         now = time.monotonic()
         self._progress.seconds = now - self._started
-        self._progress.answering_seconds = now - self._answering if self._answering is not None else 0.0
         return self._progress
 
 

@@ -331,13 +331,11 @@ def close(run: PreparedRun, progress: Progress) -> dict[str, Any]:
 
 
 def _session_figures(progress: Progress) -> dict[str, Any]:
-    rows = progress.rows_ok + progress.rows_quarantined
-    window = progress.answering_seconds
     return {
         "seconds": round(progress.seconds, 2),
-        "answering_seconds": round(window, 2),
-        "rows": rows,
-        "rows_per_s": round(rows / window, 1) if window else None,
+        "rows": progress.rows_ok + progress.rows_quarantined,
+        "window_s": progress.window_s,
+        "rows_per_s": round(progress.rows_per_s, 1),
         "engines": progress.engines,
         "engine_deaths": progress.engine_deaths,
         "events": progress.events,

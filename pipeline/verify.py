@@ -129,7 +129,7 @@ def _check_shard(
             problems.append(f"{name}: {stored['uri']} is not the object that was committed")
         try:
             with output.store.open(output.at(stored["uri"])) as f:
-                rows = pq.read_table(f, columns=["lineage.shard", "lineage.row_group", "lineage.row"])["lineage"]
+                rows = pq.ParquetFile(f).read(columns=[f"lineage.{k}" for k in ("shard", "row_group", "row")])["lineage"]
         except (pa.ArrowInvalid, OSError, KeyError) as e:
             problems.append(f"{name}: {stored['uri']} cannot be read: {str(e).splitlines()[0]}")
             continue

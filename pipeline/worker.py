@@ -23,7 +23,7 @@ from pipeline.errors import RowError, Stage
 from pipeline.model import ModelRef
 from pipeline.output import LINEAGE, QUARANTINED_FIELDS, SECONDS, answered_fields
 from pipeline.render.rows import Renderer
-from pipeline.request import Completion, Failure, Outcome, Request, canonical_sha256
+from pipeline.request import Completion, Failure, Outcome, Prepared, Request, canonical_sha256
 
 CHUNK_ROWS = 16
 
@@ -100,6 +100,11 @@ class ShardWorker:
         self._registry = threading.Lock()
         self._loop = EngineLoop(engine, self._on_death)
 
+    def figures(self) -> dict[str, float]:
+        """The engine's window so far: its seconds, the rows answered in it, and the seconds of it spent stepping."""
+        window = self._loop.window
+        return {"window_s": round(window.seconds, 3), "rows": window.rows, "busy_s": round(window.busy_s, 3)}
+
     def close(self) -> None:
         """Stops the threads; shards under way are not waited for."""
         self._render_pool.shutdown(wait=False, cancel_futures=True)
@@ -140,6 +145,7 @@ class ShardWorker:
             self._slots.take(min(CHUNK_ROWS, block.num_rows - start))
             if pending.death is not None:
                 return
+            self._loop.announce(min(CHUNK_ROWS, block.num_rows - start))
             # a table without columns has no rows to list; a prompt may well use no column at all
             rows = chunk.to_pylist() if needed else [{}] * min(CHUNK_ROWS, block.num_rows - start)
             rendered = self._render_pool.submit(self._render, rows)
@@ -158,22 +164,29 @@ class ShardWorker:
 
     def _prepare(self, rendered: "Future[list[Request | Failure]]", start: int, pending: _Pending) -> None:
         try:
-            for index, request in enumerate(rendered.result(), start):
-                if isinstance(request, Failure):
-                    pending.done(index, request)
-                    continue
-                try:
-                    prepared = self._engine.prepare(request)
-                except RowError as e:
-                    pending.done(index, Failure.of(e))
-                    continue
-                except Exception as e:  # as in _render
-                    pending.done(index, Failure(Stage.RENDER, "unexpected", f"{type(e).__name__}: {e}"))
-                    continue
-                pending.asked[index] = (prepared.request_sha256, request.sampling)
-                self._loop.submit([Work(index, prepared, pending.done)])
+            requests = rendered.result()
         except CancelledError:
-            pass  # the worker is being closed
+            return  # the worker is being closed
+        works = []
+        for index, request in enumerate(requests, start):
+            result = self._prepared(request)
+            if isinstance(result, Failure):
+                pending.done(index, result)
+                continue
+            assert isinstance(request, Request)
+            pending.asked[index] = (result.request_sha256, request.sampling)
+            works.append(Work(index, result, pending.done))
+        self._loop.submit(works, settled=len(requests))
+
+    def _prepared(self, request: Request | Failure) -> Prepared | Failure:
+        if isinstance(request, Failure):
+            return request
+        try:
+            return self._engine.prepare(request)
+        except RowError as e:
+            return Failure.of(e)
+        except Exception as e:  # as in _render
+            return Failure(Stage.RENDER, "unexpected", f"{type(e).__name__}: {e}")
 
     def _on_death(self, death: BaseException) -> None:
         with self._registry:

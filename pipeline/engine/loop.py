@@ -26,8 +26,22 @@ class Work:
     done: Done
 
 
+@dataclass
+class Window:
+    """The engine's window: from the first admission to the latest answer. `busy_s` of it were spent stepping."""
+
+    rows: int = 0
+    busy_s: float = 0.0
+    began: float | None = None
+    latest: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return 0.0 if self.began is None else max(0.0, self.latest - self.began)
+
+
 class EngineLoop:
-    """Steps one engine until it is closed or dies. `busy_s` counts the seconds spent in the engine."""
+    """Steps one engine until it is closed or dies, and keeps its figures."""
 
     def __init__(self, engine: Engine, on_death: Callable[[BaseException], None]) -> None:
         self._engine, self._on_death = engine, on_death
@@ -36,13 +50,22 @@ class EngineLoop:
         self._closed = False
         self._under_way: dict[int, Work] = {}
         self._next_key = 0
-        self.busy_s = 0.0
+        self._expected = 0
+        self._quantum = max(1, engine.info.max_num_seqs // 2)
+        self.window = Window()
         self._thread = threading.Thread(target=self._run, name="herd-step", daemon=True)
         self._thread.start()
 
-    def submit(self, works: Sequence[Work]) -> None:
-        """Hands over prepared requests; they are admitted in this order."""
+    def announce(self, rows: int) -> None:
+        """Says that so many more rows are on their way; each must be settled by `submit`."""
         with self._wake:
+            self._expected += rows
+
+    def submit(self, works: Sequence[Work], *, settled: int) -> None:
+        """Hands over prepared requests, which are admitted in this order. `settled` counts the announced rows that need
+        not be waited for any more: these, and those that failed on their way."""
+        with self._wake:
+            self._expected -= settled
             self._inbox.extend(works)
             self._wake.notify()
 
@@ -56,22 +79,34 @@ class EngineLoop:
         try:
             while self._take():
                 started = time.perf_counter()
-                for key, result in self._engine.step():
+                ended = self._engine.step()
+                now = time.perf_counter()
+                self.window.busy_s += now - started
+                if ended:
+                    self.window.rows += len(ended)
+                    self.window.latest = now
+                for key, result in ended:
                     work = self._under_way.pop(key)
                     work.done(work.index, result)
-                self.busy_s += time.perf_counter() - started
         except BaseException as e:  # whatever kills the engine is the caller's to report, with its traceback
             self._on_death(e)
+
+    def _is_admittable(self) -> bool:
+        """Whether the inbox is worth a step: a batch of it, or all that is on its way. A step costs nearly as much for
+        one new request as for many, so requests that trickle in one by one would starve an engine of throughput."""
+        return len(self._inbox) >= self._quantum or (bool(self._inbox) and self._expected == 0)
 
     def _take(self) -> bool:
         """Admits what the engine has room for; waits while there is nothing to do; false once closed."""
         with self._wake:
-            while not self._inbox and not self._engine.has_work():
+            while not self._is_admittable() and not self._engine.has_work():
                 if self._closed:
                     return False
                 self._wake.wait()
-            room = self._engine.info.max_num_seqs * 2 - len(self._under_way)
+            room = self._engine.info.max_num_seqs * 2 - len(self._under_way) if self._is_admittable() else 0
             taken = [self._inbox.popleft() for _ in range(min(max(room, 0), len(self._inbox)))]
+        if taken and self.window.began is None:
+            self.window.began = time.perf_counter()
         for work in taken:
             key = self._next_key
             self._next_key += 1

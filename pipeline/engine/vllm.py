@@ -47,7 +47,7 @@ def environment(config: RunConfig) -> dict[str, str]:
     """Environment variables that vLLM reads when it is imported; what the user has set wins. Pure."""
     out = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if config.engine.core_process else "0",
-        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
