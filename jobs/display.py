@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.ledger import Progress as Figures
+from pipeline.progress import Progress as Figures
 from pipeline.report import Agreement
 
 LOG_EVERY_S = 10.0

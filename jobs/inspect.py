@@ -7,9 +7,10 @@ import pyarrow.compute as pc
 
 from cluster.models import Profile
 from cluster.placement import engine_resources
-from pipeline import run as runs
+from pipeline import books
 from pipeline.config import RunConfig, StorageConfig
-from pipeline.errors import ConfigError, StorageError
+from pipeline.engine.vllm_names import check_names
+from pipeline.errors import ConfigError, before_the_run
 from pipeline.facts import now
 from pipeline.footers import make_plan
 from pipeline.output import Output
@@ -25,23 +26,17 @@ def open_output(uri: str, storage: StorageConfig) -> Output:
     Raises:
         ConfigError: there is no run in it, or it is out of reach.
     """
-    try:
+    with before_the_run():
         output = Output(uri, Store(uri, storage))
-        runs.reopen(uri, output.store)
-    except StorageError as e:
-        e.exit_code = 2
-        raise
+        books.reopen(uri, output.store)
     return output
 
 
 def plan_facts(config: RunConfig) -> dict[str, Any]:
     """What a job would do, from footers alone. Raises as `pipeline.run.prepare`."""
-    runs.check(config)
-    try:
+    check_names(config.engine, config.sampling)
+    with before_the_run():
         columns, schema, table = make_plan(config)
-    except StorageError as e:
-        e.exit_code = 2
-        raise
     per_shard = table["num_rows"]
     resources = engine_resources(config)
     return {
@@ -53,7 +48,7 @@ def plan_facts(config: RunConfig) -> dict[str, Any]:
         "num_bytes": pc.sum(table["num_bytes"]).as_py(),
         "columns_read": [f"{f.name}: {f.type}" for f in schema],
         "columns_carried": list(columns.carry),
-        "engines": {"min": config.pool.min, "max": config.pool.ceiling, **resources.to_ray()},
+        "engines": {"min": config.pool.min, "max": config.pool.ceiling, **resources},
         "output": config.output.uri,
     }
 

@@ -12,18 +12,20 @@ from cluster.connect import connected
 from cluster.models import resolve_model, with_profile
 from cluster.placement import check_room, engine_resources
 from jobs.display import Display
-from pipeline import run as runs
+from pipeline import books
 from pipeline.config import RunConfig, StorageConfig
-from pipeline.errors import StorageError
+from pipeline.engine.vllm_names import check_names
+from pipeline.errors import before_the_run
 from pipeline.facts import find_git_revision
-from pipeline.ledger import Progress
+from pipeline.progress import Progress
+from pipeline.run import execute
 
 
 @dataclass(frozen=True)
 class Finished:
     """A run that is complete: its totals, this session's last figures, and the prepared run itself."""
 
-    run: runs.PreparedRun
+    run: books.PreparedRun
     totals: dict[str, Any]
     figures: Progress | None
 
@@ -41,9 +43,9 @@ def run_job(config: RunConfig, *, address: str | None = None, quiet: bool = Fals
         HerdError: with the sentence for the user, and the exit code.
     """
     config = with_profile(config)
-    runs.check(config)
-    with early():
-        prepared = runs.prepare(config, resolve_model(config), git_revision=find_git_revision(os.getcwd()))
+    check_names(config.engine, config.sampling)
+    with before_the_run():
+        prepared = books.prepare(config, resolve_model(config), git_revision=find_git_revision(os.getcwd()))
     return _finish(prepared, address, quiet, verbose)
 
 
@@ -51,8 +53,8 @@ def resume_run(
     uri: str, storage: StorageConfig, *, address: str | None = None, quiet: bool = False, verbose: bool = False
 ) -> Finished:
     """Continues the run in an output folder by its own plan. Raises as `run_job`."""
-    with early():
-        prepared = runs.prepare_resume(uri, storage, resolve_model, git_revision=find_git_revision(os.getcwd()))
+    with before_the_run():
+        prepared = books.prepare_resume(uri, storage, resolve_model, git_revision=find_git_revision(os.getcwd()))
     return _finish(prepared, address, quiet, verbose)
 
 
@@ -66,36 +68,25 @@ def replay_run(
     verbose: bool = False,
 ) -> Finished:
     """Asks again those quarantined rows for which `keep` holds, and merges what comes back. Raises as `run_job`."""
-    with early():
-        prepared = runs.prepare_replay(uri, storage, resolve_model, keep, git_revision=find_git_revision(os.getcwd()))
+    with before_the_run():
+        prepared = books.prepare_replay(uri, storage, resolve_model, keep, git_revision=find_git_revision(os.getcwd()))
     return _finish(prepared, address, quiet, verbose)
 
 
-class early:
-    """Faults of storage before a run has started are the user's to mend: they exit as a bad configuration does."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, e: BaseException | None, tb: Any) -> None:
-        if isinstance(e, StorageError):
-            e.exit_code = 2
-
-
-def _finish(prepared: runs.PreparedRun, address: str | None, quiet: bool, verbose: bool) -> Finished:
+def _finish(prepared: books.PreparedRun, address: str | None, quiet: bool, verbose: bool) -> Finished:
     if not prepared.pending:
-        return Finished(prepared, runs.close(prepared, Progress()), None)
+        return Finished(prepared, books.close(prepared, Progress()), None)
     config = prepared.config
     last: list[Progress] = []
     with connected(address, verbose=verbose), Display(config.name, quiet=quiet) as display:
-        check_room(config, ray.cluster_resources())
+        check_room(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         signal.signal(signal.SIGTERM, _interrupt)
 
         def observe(figures: Progress) -> None:
             last[:] = [figures]
             display.observe(figures)
 
-        totals = runs.execute(prepared, engine_resources(config), observe)
+        totals = execute(prepared, engine_resources(config), observe)
     return Finished(prepared, totals, last[0] if last else None)
 
 

@@ -1,6 +1,7 @@
 """Which input columns a job needs, and whether the input has them with types that make sense. Pure."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.types as pt
@@ -34,6 +35,12 @@ class Columns:
     messages: str | None
     sampling: str | None
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Columns":
+        """The columns as `dataclasses.asdict` gave them and JSON kept them."""
+        lists = {k: tuple(data[k]) for k in ("carry", "images", "template")}
+        return cls(**lists, messages=data["messages"], sampling=data["sampling"])
+
     @property
     def read(self) -> list[str]:
         """Every column that is read, once each."""
@@ -60,8 +67,14 @@ def resolve(config: RunConfig, schema: pa.Schema, *, where: str) -> Columns:
         return schema.field(column).type
 
     for column in config.input.images:
-        _check(is_image_type(need(column, "input.images")), column, schema, "images", "bytes, {bytes, path}, a URI "
-               "string, or a list of these", where)
+        _check(
+            is_image_type(need(column, "input.images")),
+            column,
+            schema,
+            "images",
+            "bytes, {bytes, path}, a URI string, or a list of these",
+            where,
+        )
     messages, sampling = config.prompt.messages, config.input.sampling
     if messages:
         kind = need(messages, "prompt.messages")

@@ -4,6 +4,8 @@ A `HerdError` is one paragraph for a person: what is wrong, where, and what to d
 happened in: it becomes a row of the quarantine.
 """
 
+import contextlib
+from collections.abc import Iterator
 from enum import StrEnum
 
 
@@ -34,6 +36,16 @@ class ConfigError(HerdError, ValueError):
 class StorageError(HerdError):
     """A bucket, file or folder that is missing, forbidden or out of reach. Before the run starts it is the user's
     to mend, and the command exits as for a bad configuration; in mid-run the run stops, resumable."""
+
+
+@contextlib.contextmanager
+def before_the_run() -> Iterator[None]:
+    """Faults of storage before a run has started are the user's to mend: they exit as a bad configuration does."""
+    try:
+        yield
+    except StorageError as e:
+        e.exit_code = 2
+        raise
 
 
 class InputChangedError(HerdError):

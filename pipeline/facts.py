@@ -32,11 +32,13 @@ def host_facts() -> dict[str, Any]:
 def find_git_revision(folder: str) -> str | None:
     """The commit of the repository that a folder is in, with `+changes` if its tree differs; None outside one."""
     try:
-        head = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        head = subprocess.run(
+            ["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
+        )
         if head.returncode:
             return None
         state = ["git", "-C", folder, "status", "--porcelain", "--untracked-files=no"]
-        changes = subprocess.run(state, capture_output=True, text=True, timeout=10).stdout.strip()
+        changes = subprocess.run(state, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return None
     return head.stdout.strip() + ("+changes" if changes else "")

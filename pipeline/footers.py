@@ -36,7 +36,9 @@ def make_plan(config: RunConfig) -> tuple[Columns, pa.Schema, pa.Table]:
 
     def groups() -> Iterator[plan.RowGroup]:
         with ThreadPoolExecutor(CONCURRENCY) as pool:
-            for found in pool.map(partial(row_groups, config=config, read_schema=read_schema), *zip(*files, strict=True)):
+            for found in pool.map(
+                partial(row_groups, config=config, read_schema=read_schema), *zip(*files, strict=True)
+            ):
                 yield from found
 
     table = plan.cut(groups(), max_rows=config.shard.max_rows, max_bytes=int(config.shard.max_bytes))
@@ -75,9 +77,7 @@ def row_groups(store: Store, file: FileInfo, *, config: RunConfig, read_schema: 
                 todo="Write the files with one schema, or run them as two jobs.",
             )
     chunks = [
-        i
-        for i in range(footer.num_columns)
-        if footer.schema.column(i).path.split(".", 1)[0] in read_schema.names
+        i for i in range(footer.num_columns) if footer.schema.column(i).path.split(".", 1)[0] in read_schema.names
     ]
     out = []
     for number in range(footer.num_row_groups):

@@ -5,68 +5,33 @@ The ledger is for people and for bounding retries. It proves nothing: what is do
 
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 
 from pipeline.output import CommitRecord
+from pipeline.progress import Progress
 
 MAX_KEPT = 20
-
-
-@dataclass
-class Progress:
-    """Totals of this session, and what the run found at its start. `seconds` counts from the start of the session."""
-
-    shards_total: int = 0
-    shards_before: int = 0
-    rows_total: int = 0
-    rows_before: int = 0
-    shards_done: int = 0
-    rows_ok: int = 0
-    rows_quarantined: int = 0
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-    seconds: float = 0.0
-    reasons: dict[str, int] = field(default_factory=dict)
-    """Quarantined rows by `stage/error_type`."""
-    engines: dict[str, dict[str, Any]] = field(default_factory=dict)
-    engine_deaths: int = 0
-    events: list[str] = field(default_factory=list)
-    failed_shards: dict[int, str] = field(default_factory=dict)
-    engine_error: str | None = None
-
-    @property
-    def window_s(self) -> float:
-        """The longest engine window of the session: from an engine's first admission to its latest answer."""
-        return max((float(e.get("window_s", 0.0)) for e in self.engines.values()), default=0.0)
-
-    @property
-    def rows_per_s(self) -> float:
-        """Rows that engines answered, over `window_s`; 0 before the first answer."""
-        rows = sum(int(e.get("rows", 0)) for e in self.engines.values())
-        return rows / self.window_s if self.window_s else 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "window_s": self.window_s, "rows_per_s": round(self.rows_per_s, 1)}
 
 
 class Ledger:
     """See the module. Made remote by `start_ledger`, so that tests can use it as it is."""
 
-    def __init__(self, progress: Progress, max_shard_attempts: int) -> None:
-        self._progress, self._max_attempts = progress, max_shard_attempts
+    def __init__(self, progress: Progress, max_shard_attempts: int, earlier: Mapping[int, int]) -> None:
+        self._progress, self._max_attempts, self._earlier = progress, max_shard_attempts, earlier
         self._attempts: Counter[int] = Counter()
         self._started = time.monotonic()
 
     def begin(self, shard: int) -> int | None:
-        """The number of the attempt that starts now, from 1; None if the shard has had all its attempts."""
+        """The number of the attempt that starts now, from 1 and counting those of earlier sessions that are known; None
+        if the shard has had all its attempts of this session."""
         if self._attempts[shard] >= self._max_attempts:
             self.shard_failed(shard, f"its engine died in each of {self._max_attempts} attempts")
             return None
         self._attempts[shard] += 1
-        return self._attempts[shard]
+        return self._earlier.get(shard, 0) + self._attempts[shard]
 
     def committed(self, record: CommitRecord) -> None:
         p = self._progress
@@ -101,6 +66,6 @@ class Ledger:
         return self._progress
 
 
-def start_ledger(progress: Progress, max_shard_attempts: int) -> Any:
-    """A handle to a new ledger actor. It takes no CPU of its own."""
-    return ray.remote(num_cpus=0)(Ledger).remote(progress, max_shard_attempts)
+def start_ledger(progress: Progress, max_shard_attempts: int, earlier: Mapping[int, int]) -> Any:
+    """A handle to a new ledger actor. It takes no CPU of its own. `earlier` counts attempts by shard."""
+    return ray.remote(num_cpus=0)(Ledger).remote(progress, max_shard_attempts, earlier)

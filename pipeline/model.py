@@ -17,7 +17,13 @@ from pipeline.config import StorageConfig
 from pipeline.errors import ConfigError
 from pipeline.storage import Store
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "vocab.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+)
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 CHUNK_BYTES = 2**20
 

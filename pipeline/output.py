@@ -150,8 +150,9 @@ class Output:
         names that this one does not write.
         """
         lineage = block["lineage"].combine_chunks()
-        first = {name: lineage.field(name)[0].as_py() for name in ("shard", "engine", "attempt")}
-        shard = int(first["shard"])
+        shard = int(lineage.field("shard")[0].as_py())
+        attempt = int(pc.max(lineage.field("attempt")).as_py())
+        latest = pc.index(lineage.field("attempt"), attempt).as_py()
         failed = pc.is_valid(block["stage"])
         drop_ok = [f.name for f in QUARANTINED_FIELDS] + [SECONDS]
         drop_bad = [f.name for f in answered_fields(pa.string())] + [SECONDS]
@@ -178,8 +179,8 @@ class Output:
             rows_quarantined=bad.num_rows,
             tokens={k: int(pc.sum(ok[f"{k}_tokens"]).as_py() or 0) for k in ("prompt", "output")},
             seconds=float(block[SECONDS][0].as_py()),
-            engine=str(first["engine"]),
-            attempt=int(first["attempt"]),
+            engine=str(lineage.field("engine")[latest].as_py()),
+            attempt=attempt,
             data=objects["data"],
             quarantine=objects["quarantine"],
             reasons=reasons,
@@ -187,3 +188,35 @@ class Output:
         )
         self.store.put(self.at(f"commits/{shard:06d}.json"), record.to_json())
         return record
+
+    def merge(self, block: pa.Table, run_id: str) -> CommitRecord:
+        """Puts rows of a committed shard in the place of what stands for them, and commits the shard anew.
+
+        The old record goes first: should this stop half-way, the shard counts as not done.
+        """
+        lineage = block["lineage"].combine_chunks()
+        name = f"commits/{lineage.field('shard')[0].as_py():06d}.json"
+        record = CommitRecord.from_json(self.store.read(self.at(name)), self.at(name))
+        parts = [block]
+        for stored in (record.data, record.quarantine):
+            if stored is not None:
+                old = self.read_table(stored["uri"])
+                replaced = pc.is_in(old["lineage"].combine_chunks().field("row"), lineage.field("row"))
+                parts.append(_as_block(old.filter(pc.invert(replaced)), block))
+        self.store.remove(self.at(name))
+        whole = pa.concat_tables(parts)
+        order = pc.sort_indices(whole["lineage"].combine_chunks().field("row"))
+        return self.commit(whole.take(order), run_id, may_have_leftovers=True)
+
+
+def _as_block(stored: pa.Table, block: pa.Table) -> pa.Table:
+    """Stored rows with the columns of a block: nulls where the file has no such column, the block's own seconds."""
+    columns = {}
+    for wanted in block.schema:
+        if wanted.name == SECONDS:
+            columns[wanted.name] = pa.repeat(block[SECONDS][0], stored.num_rows)
+        elif wanted.name in stored.column_names:
+            columns[wanted.name] = stored[wanted.name].cast(wanted.type)
+        else:
+            columns[wanted.name] = pa.nulls(stored.num_rows, wanted.type)
+    return pa.Table.from_pydict(columns, schema=block.schema)

@@ -29,10 +29,29 @@ SCHEMA = pa.schema(
 
 # Engine arguments that say where and how fast an engine runs, not what it answers: a resume may change them.
 RUNTIME_ENGINE_ARGS = frozenset(
-    """tensor_parallel_size pipeline_parallel_size data_parallel_size enable_expert_parallel max_num_seqs
-    max_num_batched_tokens gpu_memory_utilization enforce_eager distributed_executor_backend enable_prefix_caching
-    mm_processor_cache_gb mm_encoder_tp_mode limit_mm_per_prompt disable_log_stats max_parallel_loading_workers
-    async_scheduling enable_chunked_prefill swap_space block_size compilation_config load_format download_dir""".split()
+    {
+        "async_scheduling",
+        "block_size",
+        "compilation_config",
+        "data_parallel_size",
+        "disable_log_stats",
+        "distributed_executor_backend",
+        "download_dir",
+        "enable_chunked_prefill",
+        "enable_expert_parallel",
+        "enable_prefix_caching",
+        "enforce_eager",
+        "gpu_memory_utilization",
+        "limit_mm_per_prompt",
+        "load_format",
+        "max_num_batched_tokens",
+        "max_num_seqs",
+        "max_parallel_loading_workers",
+        "mm_encoder_tp_mode",
+        "mm_processor_cache_gb",
+        "pipeline_parallel_size",
+        "tensor_parallel_size",
+    }
 )
 
 

@@ -21,8 +21,8 @@ class Agreement:
 
 
 def agreement(output: Output, config: EvaluateConfig) -> list[Agreement]:
-    """The agreement of each group (by name) and then of all rows; one entry if there is no `by` column. Answers and gold
-    values are compared as text."""
+    """The agreement of each group (by name) and then of all rows; one entry if there is no `by` column. Answers and
+    gold values are compared as text."""
     columns = ["answer", config.gold, *([config.by] if config.by else [])]
     counts: dict[str, list[int]] = {}
     for record in output.records():
@@ -30,7 +30,9 @@ def agreement(output: Output, config: EvaluateConfig) -> list[Agreement]:
             continue
         table = output.read_table(record.data["uri"], columns)
         groups = table[config.by].to_pylist() if config.by else ["all"] * table.num_rows
-        for answer, gold, group in zip(table["answer"].to_pylist(), table[config.gold].to_pylist(), groups, strict=True):
+        for answer, gold, group in zip(
+            table["answer"].to_pylist(), table[config.gold].to_pylist(), groups, strict=True
+        ):
             if gold is not None:
                 entry = counts.setdefault(str(group), [0, 0])
                 entry[0] += str(answer) == str(gold)

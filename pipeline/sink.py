@@ -1,4 +1,4 @@
-"""Writes and commits shards from Ray Data: one write task a shard, nothing shared between them but the output folder."""
+"""Writes and commits shards from Ray Data: one write task a shard, with nothing shared but the folder."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,10 +12,12 @@ from pipeline.storage import Store
 
 
 class CommitSink(Datasink[None]):  # type: ignore[misc]
-    """Commits each block as the shard it is, and tells the ledger."""
+    """Commits each block as the shard it is, and tells the ledger. `merges`: blocks hold only some rows of shards that
+    are committed already, and replace these rows."""
 
-    def __init__(self, config: OutputConfig, run_id: str, resumed: bool, ledger: Any) -> None:
-        self._config, self._run_id, self._resumed, self._ledger = config, run_id, resumed, ledger
+    def __init__(self, config: OutputConfig, run_id: str, ledger: Any, *, resumed: bool, merges: bool) -> None:
+        self._config, self._run_id, self._ledger = config, run_id, ledger
+        self._resumed, self._merges = resumed, merges
 
     def get_name(self) -> str:
         return "Commit"
@@ -25,6 +27,9 @@ class CommitSink(Datasink[None]):  # type: ignore[misc]
         for block in blocks:
             if block.num_rows == 0:
                 continue
-            retried = self._resumed or block["lineage"].combine_chunks().field("attempt")[0].as_py() > 1
-            record = output.commit(block, self._run_id, may_have_leftovers=retried)
+            if self._merges:
+                record = output.merge(block, self._run_id)
+            else:
+                retried = self._resumed or block["lineage"].combine_chunks().field("attempt")[0].as_py() > 1
+                record = output.commit(block, self._run_id, may_have_leftovers=retried)
             self._ledger.committed.remote(record)

@@ -4,11 +4,12 @@ Each row carries where it came from in columns that begin with `__herd_`. A file
 no rows: its shards are reported to the ledger and the run goes on with the others.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 from ray.data import Datasource
@@ -103,8 +104,16 @@ def with_origin(table: pa.Table, shard: Shard) -> pa.Table:
 class ShardSource(Datasource):  # type: ignore[misc]
     """The pending shards of a plan as a Ray Data source."""
 
-    def __init__(self, shards: list[Shard], schema: pa.Schema, storage: StorageConfig, ledger: Any) -> None:
-        self._shards, self._schema, self._storage, self._ledger = shards, schema, storage, ledger
+    def __init__(
+        self,
+        shards: list[Shard],
+        schema: pa.Schema,
+        storage: StorageConfig,
+        ledger: Any,
+        rows: Mapping[int, frozenset[int]],
+    ) -> None:
+        """`rows` names, by shard, the only rows to read; a shard that it does not name is read whole."""
+        self._shards, self._schema, self._storage, self._ledger, self._rows = shards, schema, storage, ledger, rows
 
     def get_name(self) -> str:
         return "Shards"
@@ -118,16 +127,19 @@ class ShardSource(Datasource):  # type: ignore[misc]
         common = partial(_read_block, schema=self._schema, storage=self._storage, ledger=self._ledger)
         return [
             ReadTask(
-                partial(common, shard),
+                partial(common, shard, rows=self._rows.get(shard.shard)),
                 BlockMetadata(num_rows=shard.num_rows, size_bytes=shard.num_bytes, input_files=None, exec_stats=None),
             )
             for shard in self._shards
         ]
 
 
-def _read_block(shard: Shard, schema: pa.Schema, storage: StorageConfig, ledger: Any) -> Iterable[pa.Table]:
+def _read_block(
+    shard: Shard, schema: pa.Schema, storage: StorageConfig, ledger: Any, rows: frozenset[int] | None
+) -> Iterable[pa.Table]:
     try:
-        yield read_shard(shard, schema, storage)
+        table = read_shard(shard, schema, storage)
+        yield table if rows is None else table.filter(pc.is_in(table["__herd_row"], pa.array(sorted(rows), pa.int64())))
     except InputChangedError as e:
         ray.get(ledger.shard_failed.remote(shard.shard, str(e)))
         yield pa.schema([*schema, *ORIGIN]).empty_table()

@@ -40,9 +40,7 @@ def storage_errors(uri: str) -> Iterator[None]:
         what = "The bucket does not exist" if "bucket" in str(e).lower() else "There is nothing at this address"
         raise StorageError(what, where=uri, todo="Check the spelling, the endpoint and the region.") from e
     except PermissionError as e:
-        raise StorageError(
-            f"The store refuses access: {_short(e)}", where=uri, todo=_permission_advice(uri)
-        ) from e
+        raise StorageError(f"The store refuses access: {_short(e)}", where=uri, todo=_permission_advice(uri)) from e
     except (NoCredentialsError, PartialCredentialsError) as e:
         raise StorageError(
             "No credentials were found for the store",

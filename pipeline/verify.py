@@ -17,6 +17,7 @@ from pipeline.output import CommitRecord, Output
 from pipeline.storage import CONCURRENCY, FileInfo
 
 MAX_PROBLEMS = 20
+LINEAGE_KEYS = ["lineage.shard", "lineage.row_group", "lineage.row"]
 
 
 @dataclass
@@ -70,10 +71,14 @@ def verify(output: Output) -> Verdict:
     records = {r.shard: r for r in output.records()}
     rows_planned = int(np.sum(table["num_rows"].to_numpy())) if table.num_rows else 0
     verdict = Verdict(run_id, table.num_rows, len(records), rows_planned)
-    files = {f"{k}/{f.uri.rsplit('/', 1)[-1]}": f for k in ("data", "quarantine") for f in output.store.list_folder(output.at(k))}
+    files = {
+        f"{kind}/{file.uri.rsplit('/', 1)[-1]}": file
+        for kind in ("data", "quarantine")
+        for file in output.store.list_folder(output.at(kind))
+    }
     claimed: set[str] = set()
-    for record in records.values():
-        claimed |= {o["uri"] for o in (record.data, record.quarantine) if o}
+    for r in records.values():
+        claimed |= {o["uri"] for o in (r.data, r.quarantine) if o}
 
     def one(shard: plan.Shard) -> tuple[CommitRecord | None, list[str]]:
         record = records.get(shard.shard)
@@ -129,7 +134,7 @@ def _check_shard(
             problems.append(f"{name}: {stored['uri']} is not the object that was committed")
         try:
             with output.store.open(output.at(stored["uri"])) as f:
-                rows = pq.ParquetFile(f).read(columns=[f"lineage.{k}" for k in ("shard", "row_group", "row")])["lineage"]
+                rows = pq.ParquetFile(f).read(columns=LINEAGE_KEYS)["lineage"]
         except (pa.ArrowInvalid, OSError, KeyError) as e:
             problems.append(f"{name}: {stored['uri']} cannot be read: {str(e).splitlines()[0]}")
             continue

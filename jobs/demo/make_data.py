@@ -37,9 +37,7 @@ SCHEMA = pa.schema(
 
 def png(pixels: np.ndarray) -> bytes:
     """A PNG of an 8x8 array of 0..16, enlarged to `SIZE_PX`."""
-    image = Image.fromarray((pixels * 255 / 16).astype(np.uint8)).resize(
-        (SIZE_PX, SIZE_PX), Image.Resampling.NEAREST
-    )
+    image = Image.fromarray((pixels * 255 / 16).astype(np.uint8)).resize((SIZE_PX, SIZE_PX), Image.Resampling.NEAREST)
     out = io.BytesIO()
     image.save(out, "PNG", optimize=True)
     return out.getvalue()
@@ -78,9 +76,7 @@ def main() -> None:
     per_file = -(-table.num_rows // NUM_FILES)
     for n in range(NUM_FILES):
         part = table.slice(n * per_file, per_file)
-        pq.write_table(
-            part, folder / f"digits-{n:05d}.parquet", row_group_size=ROWS_PER_GROUP, compression="zstd"
-        )
+        pq.write_table(part, folder / f"digits-{n:05d}.parquet", row_group_size=ROWS_PER_GROUP, compression="zstd")
     print(f"{table.num_rows} rows in {NUM_FILES} files in {folder}")
 
 

@@ -83,9 +83,7 @@ def build_processor() -> Llama4Processor:
     )
     template = (HERE / "chat_template.jinja").read_text()
     tokenizer.chat_template = template
-    images = Llama4ImageProcessor(
-        size={"height": TILE_PX, "width": TILE_PX}, max_patches=4, resize_to_max_canvas=True
-    )
+    images = Llama4ImageProcessor(size={"height": TILE_PX, "width": TILE_PX}, max_patches=4, resize_to_max_canvas=True)
     return Llama4Processor(
         image_processor=images, tokenizer=tokenizer, patch_size=14, pixel_shuffle_ratio=0.5, chat_template=template
     )

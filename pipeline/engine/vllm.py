@@ -93,7 +93,11 @@ class VllmEngine:
             raise EngineStartError(
                 f"vLLM could not start: {type(e).__name__}: {_first_lines(e)}", where=model.name
             ) from e
-        self._sampling_class, self._output_kind, self._vllm_error = SamplingParams, RequestOutputKind.FINAL_ONLY, VLLMError
+        self._sampling_class, self._output_kind, self._vllm_error = (
+            SamplingParams,
+            RequestOutputKind.FINAL_ONLY,
+            VLLMError,
+        )
         self._engine = llm.llm_engine
         self._renderer = self._engine.renderer
         self._max_model_len = int(llm.model_config.max_model_len)

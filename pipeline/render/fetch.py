@@ -133,9 +133,7 @@ class Fetcher:
                 if urlsplit(uri).scheme not in ("http", "https"):
                     raise image_error("scheme_not_allowed", f"{shown} redirects away from http(s)")
         except PrivateAddressError as e:
-            raise image_error(
-                "address_not_allowed", f"{shown} leads to {e}, which is not a public address"
-            ) from None
+            raise image_error("address_not_allowed", f"{shown} leads to {e}, which is not a public address") from None
         except urllib3.exceptions.TimeoutError:
             raise self._slow(shown) from None
         except urllib3.exceptions.HTTPError as e:

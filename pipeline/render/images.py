@@ -34,7 +34,8 @@ def load_cell(cell: Any, column: str, limits: ImageConfig, fetch: Callable[[str]
     `fetch` turns a URI into bytes and raises `RowError` when it cannot.
 
     Raises:
-        RowError: `image_null`, `image_empty`, `image_too_large`, `not_an_image`, `image_truncated`, or what `fetch` says.
+        RowError: `image_null`, `image_empty`, `image_too_large`, `not_an_image`, `image_truncated`, or what `fetch`
+            says.
     """
     cells = cell if isinstance(cell, list) else [cell]
     return [decode(_bytes_of(c, column, fetch), limits, column) for c in cells]

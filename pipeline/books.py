@@ -1,0 +1,266 @@
+"""A run's books: `run.json` and `plan.parquet` are opened before anything is asked, `_SUCCESS` closes them.
+
+Nothing here needs Ray or an engine, and nothing that costs a GPU starts before `prepare` has returned. What is done is
+what has a commit record; the books only say what there is to do.
+"""
+
+import base64
+import json
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import plan
+from pipeline.columns import Columns
+from pipeline.config import RunConfig, StorageConfig
+from pipeline.engine.vllm_names import check_names
+from pipeline.errors import ConfigError, HerdError
+from pipeline.facts import host_facts, now, versions
+from pipeline.footers import make_plan
+from pipeline.model import ModelRef
+from pipeline.output import SCHEMA_VERSION, Output
+from pipeline.progress import Progress
+from pipeline.storage import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """Rows of a shard (counted within the row group) that are asked again, and the attempts that they had."""
+
+    rows: frozenset[int]
+    attempts: int
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that is planned and recorded, with the shards that are still to do."""
+
+    config: RunConfig
+    model: ModelRef
+    output: Output
+    run_id: str
+    columns: Columns
+    schema: pa.Schema
+    table: pa.Table
+    committed: frozenset[int]
+    """Shards with a commit record, when the session began."""
+    resumed: bool
+    replayed: Mapping[int, Replayed] = field(default_factory=dict)
+    """For a replay: by shard, the quarantined rows to ask again."""
+
+    @property
+    def pending(self) -> list[plan.Shard]:
+        """What the session has to do, in plan order."""
+        if self.replayed:
+            return [s for s in plan.shards_of(self.table) if s.shard in self.replayed]
+        return [s for s in plan.shards_of(self.table) if s.shard not in self.committed]
+
+
+def prepare(config: RunConfig, model: ModelRef, *, git_revision: str | None = None) -> PreparedRun:
+    """Plans the run and records the plan in the output, or finds what an earlier session of the same job did there.
+
+    Raises:
+        ConfigError: the job cannot run on this input, or the output holds another run.
+        StorageError: an input or the output is missing, forbidden or out of reach.
+    """
+    check_names(config.engine, config.sampling)
+    output = Output(config.output.uri, Store(config.output.uri, config.output.storage))
+    columns, schema, table = make_plan(config)
+    settings = plan.answer_settings(config, model.digests)
+    mark = plan.fingerprint(settings, table)
+    if output.has("run.json"):
+        record = output.read_json("run.json")
+        if record["fingerprint"] != mark:
+            raise _another_run(output, record, settings, table)
+        return _again(config, model, output, record, (columns, schema, table), git_revision)
+    leftovers = [f.uri for f in output.store.list_folder(output.uri)]
+    if leftovers and not output.has("plan.parquet"):
+        raise ConfigError(
+            f"The output folder holds files that are not a run's, first {leftovers[0]}",
+            where=output.uri,
+            todo="Choose an empty or new folder.",
+        )
+    run_id = f"{config.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+    output.put_table("plan.parquet", table, {"herd.run_id": run_id, "herd.schema_version": str(SCHEMA_VERSION)})
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": run_id,
+        "name": config.name,
+        "status": "running",
+        "fingerprint": mark,
+        "settings": settings,
+        "config": config.model_dump(mode="json"),
+        "columns": asdict(columns),
+        "read_schema": base64.b64encode(schema.serialize().to_pybytes()).decode(),
+        "model": model.to_json(),
+        "shards": table.num_rows,
+        "rows": int(pc.sum(table["num_rows"]).as_py()),
+        "created_at": now(),
+        "sessions": [_session(git_revision)],
+    }
+    output.put_json("run.json", record)
+    return PreparedRun(config, model, output, run_id, columns, schema, table, frozenset(), resumed=False)
+
+
+def prepare_resume(
+    uri: str, storage: StorageConfig, resolve: Callable[[RunConfig], ModelRef], *, git_revision: str | None = None
+) -> PreparedRun:
+    """The run in an output folder, by its own plan: inputs are not listed again, and a file that changed since costs its
+    own shards only. `resolve` finds the model, which must still have the digests that the run began with.
+
+    Raises:
+        ConfigError: there is no run, or its model is another one now.
+    """
+    config, record = reopen(uri, Store(uri, storage))
+    output = Output(config.output.uri, Store(config.output.uri, config.output.storage))
+    model = resolve(config)
+    if changed := plan.differences(record["settings"]["digests"], model.digests):
+        raise ConfigError(
+            f"The model is not the one that the run began with: {'; '.join(changed)}",
+            where=model.location,
+            todo="Put that model back, or run the job on a new output.",
+        )
+    columns = Columns.from_json(record["columns"])
+    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(record["read_schema"])))
+    table = output.read_table("plan.parquet").cast(plan.SCHEMA)
+    return _again(config, model, output, record, (columns, schema, table), git_revision)
+
+
+def prepare_replay(
+    uri: str,
+    storage: StorageConfig,
+    resolve: Callable[[RunConfig], ModelRef],
+    keep: Callable[[dict[str, Any]], bool],
+    *,
+    git_revision: str | None = None,
+) -> PreparedRun:
+    """A finished run, to ask those quarantined rows again for which `keep` holds. Takes `_SUCCESS` away until it is done.
+
+    A shard's commit record is taken away while its files are rewritten, so that a replay that is cut short leaves shards
+    for `prepare_resume` to do as a whole, and never a row twice.
+
+    Raises:
+        ConfigError: as `prepare_resume`, or the run is not finished.
+    """
+    run = prepare_resume(uri, storage, resolve, git_revision=git_revision)
+    if len(run.committed) < run.table.num_rows:
+        raise ConfigError("The run is not finished", where=uri, todo=resume_advice(uri))
+    replayed: dict[int, Replayed] = {}
+    for record in run.output.records():
+        if record.quarantine is None:
+            continue
+        rows = [r for r in run.output.read_table(record.quarantine["uri"]).to_pylist() if keep(r)]
+        if rows:
+            attempts = max(r["attempts"] for r in rows)
+            replayed[record.shard] = Replayed(frozenset(r["lineage"]["row"] for r in rows), attempts)
+    if not replayed:
+        raise ConfigError("No quarantined row is asked for", where=uri, todo="See `herd show --quarantine`.")
+    state = run.output.read_json("run.json")
+    state["sessions"].append({**_session(git_revision), "replayed": sum(len(r.rows) for r in replayed.values())})
+    run.output.put_json("run.json", {**state, "status": "running"})
+    run.output.store.remove(run.output.at("_SUCCESS"))
+    return replace(run, replayed=replayed)
+
+
+def _again(
+    config: RunConfig,
+    model: ModelRef,
+    output: Output,
+    record: dict[str, Any],
+    planned: tuple[Columns, pa.Schema, pa.Table],
+    git_revision: str | None,
+) -> PreparedRun:
+    committed = output.committed()
+    if len(committed) < record["shards"]:
+        record["sessions"].append(_session(git_revision))
+        output.put_json("run.json", record)
+    return PreparedRun(config, model, output, str(record["run_id"]), *planned, frozenset(committed), resumed=True)
+
+
+def _session(git_revision: str | None) -> dict[str, Any]:
+    return {"started_at": now(), **host_facts(), "versions": versions(), "git_revision": git_revision}
+
+
+def _another_run(output: Output, record: dict[str, Any], settings: dict[str, Any], table: pa.Table) -> ConfigError:
+    changed = plan.differences(record["settings"], json.loads(json.dumps(settings, default=str)))
+    if not changed:
+        old = output.read_table("plan.parquet", ["input_uri", "input_etag"])
+        files = [set(zip(t["input_uri"].to_pylist(), t["input_etag"].to_pylist(), strict=True)) for t in (old, table)]
+        changed = [f"input files: {uri}" for uri in sorted({uri for uri, _ in files[0] ^ files[1]})]
+    return ConfigError(
+        f"The output holds another run, {record['run_id']}; it differs in {'; '.join(changed[:5])}",
+        where=output.uri,
+        todo="Choose another output.uri, or run that job again to resume it.",
+    )
+
+
+def close(run: PreparedRun, progress: Progress) -> dict[str, Any]:
+    """Counts the commit records and, if none is missing, writes `_SUCCESS` and the run's last state.
+
+    Raises:
+        HerdError: shards are missing; the first ones are named with what became of them.
+    """
+    records = run.output.records()
+    missing = run.table.num_rows - len(records)
+    if missing:
+        known = [f"shard {s}: {m}" for s, m in sorted(progress.failed_shards.items())[:3]]
+        events = progress.events[-1:]
+        raise HerdError(
+            f"{missing} of {run.table.num_rows} shards were not answered. {' '.join(known + events)}",
+            todo=resume_advice(run.output.uri),
+        )
+    reasons: dict[str, int] = {}
+    for record in records:
+        for reason, count in record.reasons.items():
+            reasons[reason] = reasons.get(reason, 0) + count
+    totals = {
+        "run_id": run.run_id,
+        "shards": len(records),
+        "rows_in": sum(r.rows_in for r in records),
+        "rows_ok": sum(r.rows_ok for r in records),
+        "rows_quarantined": sum(r.rows_quarantined for r in records),
+        "prompt_tokens": sum(r.tokens["prompt"] for r in records),
+        "output_tokens": sum(r.tokens["output"] for r in records),
+        "quarantine_reasons": reasons,
+    }
+    if progress.shards_done or not run.output.has("_SUCCESS"):
+        record_now = run.output.read_json("run.json")
+        record_now["sessions"][-1].update(ended_at=now(), **_session_figures(progress))
+        record_now.update(status="done", totals=totals, finished_at=now())
+        run.output.put_json("run.json", record_now)
+        run.output.put_json("_SUCCESS", totals)
+    return totals
+
+
+def _session_figures(progress: Progress) -> dict[str, Any]:
+    return {
+        "seconds": round(progress.seconds, 2),
+        "rows": progress.rows_ok + progress.rows_quarantined,
+        "window_s": progress.window_s,
+        "rows_per_s": round(progress.rows_per_s, 1),
+        "engines": progress.engines,
+        "engine_deaths": progress.engine_deaths,
+        "events": progress.events,
+    }
+
+
+def reopen(uri: str, store: Store) -> tuple[RunConfig, dict[str, Any]]:
+    """The job and the record of the run in an output folder.
+
+    Raises:
+        ConfigError: there is no run.
+    """
+    output = Output(uri, store)
+    if not output.has("run.json"):
+        raise ConfigError("There is no run in this folder (no run.json)", where=uri)
+    record = output.read_json("run.json")
+    return RunConfig.model_validate(record["config"]), record
+
+
+def resume_advice(uri: str) -> str:
+    return f"Nothing committed is lost; continue with: herd resume {uri}"

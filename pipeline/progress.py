@@ -1,0 +1,41 @@
+"""The figures of a session while it goes on, as plain data that travels from the ledger to whoever watches."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Progress:
+    """Totals of this session, and what the run found at its start. `seconds` counts from the start of the session."""
+
+    shards_total: int = 0
+    shards_before: int = 0
+    rows_total: int = 0
+    rows_before: int = 0
+    shards_done: int = 0
+    rows_ok: int = 0
+    rows_quarantined: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    seconds: float = 0.0
+    reasons: dict[str, int] = field(default_factory=dict)
+    """Quarantined rows by `stage/error_type`."""
+    engines: dict[str, dict[str, Any]] = field(default_factory=dict)
+    engine_deaths: int = 0
+    events: list[str] = field(default_factory=list)
+    failed_shards: dict[int, str] = field(default_factory=dict)
+    engine_error: str | None = None
+
+    @property
+    def window_s(self) -> float:
+        """The longest engine window of the session: from an engine's first admission to its latest answer."""
+        return max((float(e.get("window_s", 0.0)) for e in self.engines.values()), default=0.0)
+
+    @property
+    def rows_per_s(self) -> float:
+        """Rows that engines answered, over `window_s`; 0 before the first answer."""
+        rows = sum(int(e.get("rows", 0)) for e in self.engines.values())
+        return rows / self.window_s if self.window_s else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "window_s": self.window_s, "rows_per_s": round(self.rows_per_s, 1)}
