@@ -130,7 +130,7 @@ class Output:
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         with self.store.open(self.at(name)) as f:
-            return pq.read_table(f, columns=columns)
+            return pq.ParquetFile(f).read(columns=columns)
 
     def committed(self) -> set[int]:
         """Shards that have a commit record, from one listing."""

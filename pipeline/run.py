@@ -109,9 +109,7 @@ def _dataset(run: PreparedRun, pending: list[plan.Shard], placement: Mapping[str
     pool = run.config.pool
     rows = {shard: replayed.rows for shard, replayed in run.replayed.items()}
     source = ShardSource(pending, run.schema, run.config.input.storage, ledger, rows)
-    dataset = ray.data.read_datasource(
-        source, override_num_blocks=len(pending), ray_remote_args={"num_cpus": IO_TASK_CPUS}
-    )
+    dataset = ray.data.read_datasource(source, override_num_blocks=len(pending), num_cpus=IO_TASK_CPUS)
     engines = min(pool.ceiling, len(pending))
     return dataset.map_batches(
         EngineActor,
