@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Iterator
 
 import ray
@@ -38,12 +39,13 @@ def connected(address: str | None, *, verbose: bool = False) -> Iterator[None]:
     # a machine with a single core still needs an engine and a task beside it; cores here are slots, not threads
     local = {} if address else {"num_cpus": max(MIN_LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
     try:
-        ray.init(
-            address=address,
-            log_to_driver=verbose,
-            logging_level=logging.WARNING if verbose else logging.ERROR,
-            **local,
-        )
+        with contextlib.nullcontext() if verbose else _silent_stderr():
+            ray.init(
+                address=address,
+                log_to_driver=verbose,
+                logging_level=logging.WARNING if verbose else logging.ERROR,
+                **local,
+            )
     except (ConnectionError, RuntimeError, ValueError) as e:
         raise HerdError(
             f"No Ray cluster answers: {str(e).splitlines()[0]}",
@@ -54,3 +56,17 @@ def connected(address: str | None, *, verbose: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Keeps what Ray's native code says while it starts off the terminal; its faults are raised as exceptions."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
