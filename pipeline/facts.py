@@ -1,5 +1,6 @@
 """What ran where: versions, host and code revision, for `run.json`. Nothing here names a credential."""
 
+import os
 import platform
 import socket
 import subprocess
@@ -26,7 +27,7 @@ def versions() -> dict[str, str]:
 
 
 def host_facts() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "platform": platform.platform()}
+    return {"host": socket.gethostname(), "platform": platform.platform(), "cpus": os.cpu_count()}
 
 
 def find_git_revision(folder: str) -> str | None:
