@@ -7,7 +7,7 @@ COMPILE := $(BIN)/uv pip compile pyproject.toml --extra cpu --extra dev --overri
 	--python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url \
 	--no-annotate --custom-compile-command "make requirements"
 
-.PHONY: venv demo demo-s3 test check bench bench-quick requirements clean
+.PHONY: venv demo demo-s3 test check bench requirements clean
 
 venv: .venv/ready  ## set up .venv and nothing else
 

@@ -94,7 +94,8 @@ PROFILES = {
 def find_profile(name: str) -> Profile | None:
     """The profile of this name, or of this hub id; None where Herd knows none."""
     wanted = name.lower()
-    if "behemoth" in wanted:
+    is_path = name.startswith((".", "/", "~")) or "://" in name or Path(name).is_dir()
+    if "behemoth" in wanted and not is_path:
         return PROFILES["behemoth"]
     for profile in PROFILES.values():
         if wanted in (profile.name, (profile.hub_id or "").lower()):
@@ -150,7 +151,7 @@ def _licence_of(folder: Path) -> str | None:
     """A Llama 4 of any size carries Meta's licence if it says so itself; unknown otherwise."""
     for file in ("LICENSE", "LICENSE.txt"):
         if (folder / file).is_file():
-            return (folder / file).read_text(errors="replace").strip().splitlines()[0][:100]
+            return (folder / file).read_text(errors="replace").strip().partition("\n")[0][:100] or None
     return None
 
 

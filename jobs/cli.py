@@ -115,7 +115,7 @@ def _report(finished: Any, as_json: bool) -> None:
         examples = quarantined_rows(run.output, 8) if totals["rows_quarantined"] else []
         key = next((c for c in ("id", "key", "name") if c in run.columns.carry), None)
         print_summary(
-            totals, output=run.output.uri, figures=finished.figures, agreements=agreements, examples=examples, key=key
+            totals, output=config.output, figures=finished.figures, agreements=agreements, examples=examples, key=key
         )
     if not finished.is_within_limits:
         limit = config.limits.max_quarantined_fraction

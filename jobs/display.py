@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.config import OutputConfig
 from pipeline.progress import Progress as Figures
 from pipeline.report import Agreement
 
@@ -82,7 +83,7 @@ class Display:
 def print_summary(
     totals: dict[str, Any],
     *,
-    output: str,
+    output: OutputConfig,
     figures: Figures | None,
     agreements: list[Agreement],
     examples: list[dict[str, Any]],
@@ -110,7 +111,7 @@ def print_summary(
         )
     else:
         table.add_row("speed", "nothing was left to do: every shard was committed before")
-    table.add_row("output", output)
+    table.add_row("output", output.uri)
     console.print()
     console.print(table, soft_wrap=True, highlight=False)
     if examples:
@@ -124,9 +125,9 @@ def print_summary(
             console.print(f"  and {totals['rows_quarantined'] - len(examples):,} more", highlight=False)
     console.print("\n[bold]next[/bold]")
     for command, what in (
-        (f"herd verify {output}", "prove that every row stands exactly once"),
-        (f"herd show {output}", "look at answers"),
-        (f"herd show {output} --quarantine", "look at what was quarantined, and why"),
+        (f"herd verify {output.arguments}", "prove that every row stands exactly once"),
+        (f"herd show {output.arguments}", "look at answers"),
+        (f"herd show {output.arguments} --quarantine", "look at what was quarantined, and why"),
     ):
         console.print(f"  {command}   [dim]{what}[/dim]", soft_wrap=True, highlight=False)
     console.print()

@@ -25,7 +25,7 @@ def load_job(path: str, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"The job file cannot be read: {e}", where=path) from None
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, ValueError) as e:
         mark = getattr(e, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"The job file is not YAML: {getattr(e, 'problem', e)}", where=f"{path}{line}") from None
@@ -55,7 +55,7 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> None:
             raise ConfigError(f"`{override}` is not of the form key.path=value", where="--set")
         try:
             set_key(data, key, yaml.safe_load(value))
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):
             set_key(data, key, value)
 
 

@@ -1,6 +1,7 @@
 """From a response's text to an answer of the job's shape, checked again whatever the engine promised. Pure."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,8 +11,6 @@ import pyarrow as pa
 
 from pipeline.config import AnswerConfig
 from pipeline.errors import RowError, Stage
-
-INT64 = range(-(2**63), 2**63)
 
 
 def parser(config: AnswerConfig) -> Callable[[str, str], Any]:
@@ -61,10 +60,14 @@ def _checker(config: AnswerConfig) -> Callable[[str], Any]:
 
         def document(text: str) -> Any:
             try:
-                value = json.loads(text, parse_constant=_refuse_constant)
+                value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
             except (ValueError, RecursionError) as e:
                 raise RowError(Stage.ANSWER, "not_json", f"{e}: {_shown(text)}") from None
-            for error in validator.iter_errors(value):
+            try:
+                error = next(iter(validator.iter_errors(value)), None)
+            except Exception as e:  # a schema's own fault that only a document brings out: a reference to nowhere
+                raise RowError(Stage.ANSWER, "schema_violation", f"{type(e).__name__}: {e}"[:500]) from None
+            if error is not None:
                 raise RowError(Stage.ANSWER, "schema_violation", f"at {error.json_path}: {error.message}"[:500])
             return value
 
@@ -76,6 +79,13 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"{digits} is beyond a float")
+    return value
+
+
 def _shown(text: str) -> str:
     return repr(text if len(text) <= 120 else text[:120] + "...")
 
@@ -84,6 +94,11 @@ def answer_type(config: AnswerConfig) -> pa.DataType:
     """The Arrow type of the `answer` column: string, or for a JSON schema the type that `arrow_type` finds for it."""
     found = arrow_type(config.json_schema) if config.json_schema is not None else None
     return found if found is not None else pa.string()
+
+
+def is_json_text(config: AnswerConfig) -> bool:
+    """Whether the `answer` column holds JSON documents as text, for want of an Arrow type."""
+    return config.json_schema is not None and arrow_type(config.json_schema) is None
 
 
 def arrow_type(schema: Any) -> pa.DataType | None:
@@ -112,7 +127,7 @@ def arrow_type(schema: Any) -> pa.DataType | None:
         case "boolean":
             return pa.bool_()
         case "array":
-            item = arrow_type(schema.get("items"))
+            item = None if "prefixItems" in schema else arrow_type(schema.get("items"))
             return None if item is None else pa.list_(item)
         case "object":
             members = {k: arrow_type(s) for k, s in schema.get("properties", {}).items()}
@@ -134,16 +149,16 @@ def _type_of_values(values: Sequence[Any]) -> pa.DataType | None:
     return pa.float64() if kinds and kinds <= {int, float} else None
 
 
-def to_arrow_value(value: Any, kind: pa.DataType) -> Any:
-    """The answer as `pa.array(..., kind)` takes it: JSON text for a document without a type of its own.
+def to_arrow_value(value: Any, kind: pa.DataType, *, as_json: bool = False) -> Any:
+    """The answer as `pa.array(..., kind)` takes it; with `as_json`, the document's JSON text.
 
     Raises:
-        RowError: `answer_out_of_range` for an integer beyond 64 bits.
+        RowError: `answer_out_of_range` for what the type cannot hold, such as an integer beyond 64 bits.
     """
-    if pa.types.is_string(kind):
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if as_json:
+        value = json.dumps(value, ensure_ascii=False)
     try:
         pa.array([value], type=kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as e:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeError) as e:
         raise RowError(Stage.ANSWER, "answer_out_of_range", f"does not fit {kind}: {e}") from None
     return value

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline import plan
 from pipeline.columns import Columns
-from pipeline.config import RunConfig, StorageConfig
+from pipeline.config import OutputConfig, RunConfig, StorageConfig
 from pipeline.engine.vllm_names import check_names
 from pipeline.errors import ConfigError, HerdError
 from pipeline.facts import host_facts, now, versions
@@ -149,7 +149,7 @@ def prepare_replay(
     """
     run = prepare_resume(uri, storage, resolve, git_revision=git_revision)
     if len(run.committed) < run.table.num_rows:
-        raise ConfigError("The run is not finished", where=uri, todo=resume_advice(uri))
+        raise ConfigError("The run is not finished", where=uri, todo=resume_advice(run.config.output))
     replayed: dict[int, Replayed] = {}
     for record in run.output.records():
         if record.quarantine is None:
@@ -212,7 +212,7 @@ def close(run: PreparedRun, progress: Progress) -> dict[str, Any]:
         events = progress.events[-1:]
         raise HerdError(
             f"{missing} of {run.table.num_rows} shards were not answered. {' '.join(known + events)}",
-            todo=resume_advice(run.output.uri),
+            todo=resume_advice(run.config.output),
         )
     reasons: dict[str, int] = {}
     for record in records:
@@ -262,5 +262,5 @@ def reopen(uri: str, store: Store) -> tuple[RunConfig, dict[str, Any]]:
     return RunConfig.model_validate(record["config"]), record
 
 
-def resume_advice(uri: str) -> str:
-    return f"Nothing committed is lost; continue with: herd resume {uri}"
+def resume_advice(output: OutputConfig) -> str:
+    return f"Nothing committed is lost; continue with: herd resume {output.arguments}"

@@ -9,13 +9,28 @@ import re
 from typing import Annotated, Any, Literal
 
 import jsonschema
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 
 class Section(BaseModel):
     """A part of the job file: immutable, and strict about its keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def _no_credentials(uri: str) -> str:
+    if re.match(r"\w+://[^/]*@", uri):
+        raise ValueError("a URI must not carry credentials; use the environment or the AWS chain")
+    return uri
 
 
 def _as_list(value: Any) -> Any:
@@ -36,7 +51,7 @@ class StorageConfig(Section):
 
     @field_validator("endpoint_url")
     @classmethod
-    def _no_credentials(cls, value: str | None) -> str | None:
+    def _bare_endpoint(cls, value: str | None) -> str | None:
         if value and "@" in value:
             raise ValueError("an endpoint must not carry credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
         return value
@@ -59,8 +74,7 @@ class InputConfig(Section):
         if not value or not all(value):
             raise ValueError("give at least one file, glob or folder")
         for uri in value:
-            if re.match(r"\w+://[^/]*@", uri):
-                raise ValueError("a URI must not carry credentials; use the environment or the AWS chain")
+            _no_credentials(uri)
         return value
 
 
@@ -120,6 +134,15 @@ class AnswerConfig(Section):
         if self.regex is not None:
             return "regex"
         return "json_schema" if self.json_schema is not None else "text"
+
+
+def check_sampling(given: dict[str, Any]) -> None:
+    """Raises `ValueError` for sampling parameters that are not the job's or the row's to set."""
+    if given.get("n", 1) != 1:
+        raise ValueError("Herd gives one response a row; to sample several, repeat the rows with different seeds")
+    for key in ("structured_outputs", "output_kind", "detokenize"):
+        if key in given:
+            raise ValueError(f"`{key}` is set by Herd itself; the answer's shape is given by `answer`")
 
 
 class EchoConfig(Section):
@@ -192,14 +215,14 @@ class PoolConfig(Section):
 class ShardConfig(Section):
     max_rows: int = Field(512, ge=1)
     """Rows a shard holds at most."""
-    max_bytes: ByteSize = ByteSize(64 * 2**20)
+    max_bytes: ByteSize = Field(ByteSize(64 * 2**20), ge=1)
     """Bytes a shard holds at most, by the uncompressed sizes in the footers of the columns that are read."""
 
 
 class ImageConfig(Section):
     """Limits on images, wherever they come from."""
 
-    max_bytes: ByteSize = ByteSize(32 * 2**20)
+    max_bytes: ByteSize = Field(ByteSize(32 * 2**20), ge=1)
     """Encoded size."""
     max_pixels: int = Field(64_000_000, ge=1)
     """Width times height, read from the header before anything is decoded."""
@@ -226,9 +249,15 @@ class LimitsConfig(Section):
 
 
 class OutputConfig(Section):
-    uri: str
+    uri: Annotated[str, Field(min_length=1), AfterValidator(_no_credentials)]
     """Folder that the run owns: a local path or `s3://bucket/prefix`."""
     storage: StorageConfig = StorageConfig()
+
+    @property
+    def arguments(self) -> str:
+        """The folder as the commands that look at runs take it: OUT, and the options that reach it."""
+        endpoint = f" --endpoint-url {self.storage.endpoint_url}" if self.storage.endpoint_url else ""
+        return self.uri + endpoint + (" --anonymous" if self.storage.anonymous else "")
 
 
 class EvaluateConfig(Section):
@@ -246,7 +275,7 @@ class RunConfig(Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     input: InputConfig
     prompt: PromptConfig
-    model: str | None = None
+    model: Annotated[str, AfterValidator(_no_credentials)] | None = None
     """A profile (see `herd models`), a hub id, or a path (local or `s3://`)."""
     sampling: dict[str, Any] = {}
     """vLLM's sampling parameters. Greedy and at most 512 tokens unless said otherwise."""
@@ -262,11 +291,7 @@ class RunConfig(Section):
     @field_validator("sampling")
     @classmethod
     def _sampling(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if value.get("n", 1) != 1:
-            raise ValueError("Herd gives one response a row; to sample several, repeat the rows with different seeds")
-        for key in ("structured_outputs", "output_kind", "detokenize"):
-            if key in value:
-                raise ValueError(f"`{key}` is set by Herd itself; the answer's shape is given by `answer`")
+        check_sampling(value)
         return value
 
     @model_validator(mode="after")

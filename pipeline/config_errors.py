@@ -43,7 +43,9 @@ def _sentence(error: Any) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
     if not path:
         return message
-    given = "" if isinstance(error.get("input"), (dict, list)) else f" (given: {error.get('input')!r})"
+    value = error.get("input")
+    # an address may carry credentials, and this sentence goes to logs
+    given = "" if isinstance(value, dict | list) or "@" in str(value) else f" (given: {value!r})"
     return f"`{path}`: {message[0].lower()}{message[1:]}{given}"
 
 

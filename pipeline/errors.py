@@ -72,5 +72,7 @@ class RowError(Exception):
     """
 
     def __init__(self, stage: Stage, error_type: str, message: str) -> None:
-        self.stage, self.error_type, self.message = stage, error_type, message
-        super().__init__(message)
+        self.stage, self.error_type = stage, error_type
+        # a message may quote a row, and rows hold half characters that no file can
+        self.message = message.encode("utf-8", "replace").decode()
+        super().__init__(self.message)

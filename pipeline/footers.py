@@ -70,6 +70,12 @@ def row_groups(store: Store, file: FileInfo, *, config: RunConfig, read_schema: 
     schema = footer.schema.to_arrow_schema()
     resolve(config, schema, where=file.uri)
     for field in read_schema:
+        if field.name not in schema.names:
+            raise ConfigError(
+                f"Column `{field.name}` of the first file is missing here",
+                where=file.uri,
+                todo="Write the files with one schema, or leave the column out with `input.carry`.",
+            )
         if schema.field(field.name).type != field.type:
             raise ConfigError(
                 f"Column `{field.name}` is {schema.field(field.name).type} here and {field.type} in the first file",

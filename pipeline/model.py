@@ -66,7 +66,10 @@ def check_files(folder: Path) -> None:
         raise wrong("The model has no config.json")
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise wrong(f"{index.name} is not an index of weight files") from None
         missing = [n for n in names if not (folder / n).is_file()]
         if missing:
             raise wrong(f"{len(missing)} of the model's {len(names)} weight files are missing, first {missing[0]}")
@@ -88,8 +91,8 @@ def _expected_bytes(path: Path) -> int:
     """A safetensors file's size by its header: 8 bytes of header length, the header, and the last tensor's end."""
     with path.open("rb") as f:
         length = int.from_bytes(f.read(8), "little")
-        if length > path.stat().st_size:
-            return length
+        if length == 0 or path.stat().st_size < 8 + length:
+            return 8 + max(length, 1)
         header = json.loads(f.read(length))
     ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
     return 8 + length + max(ends, default=0)
@@ -128,9 +131,10 @@ def digest_files(files: list[Path]) -> str:
     """`sha256:` over `name size sha256` lines of the files, in name order; files are hashed side by side."""
     cache_path = cache_folder() / "digests.json"
     try:
-        cache: dict[str, str] = json.loads(cache_path.read_text())
+        found_cache = json.loads(cache_path.read_text())
     except (OSError, ValueError):
-        cache = {}
+        found_cache = None
+    cache: dict[str, str] = found_cache if isinstance(found_cache, dict) else {}
 
     def one(path: Path) -> tuple[str, str]:
         stat = path.resolve().stat()

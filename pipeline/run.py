@@ -90,11 +90,11 @@ def _answer(
     except KeyboardInterrupt:
         done = len(run.output.committed())
         raise InterruptedRunError(
-            f"Stopped with {done} of {run.table.num_rows} shards committed", todo=resume_advice(run.output.uri)
+            f"Stopped with {done} of {run.table.num_rows} shards committed", todo=resume_advice(run.config.output)
         ) from None
     observe(progress)
     if progress.engine_error:
-        raise EngineStartError(progress.engine_error, todo=f"Mend it, then: {resume_advice(run.output.uri)}")
+        raise EngineStartError(progress.engine_error, todo=f"Mend it, then: {resume_advice(run.config.output)}")
     if fault:
         raise _explained(fault[0], run)
     return progress
@@ -137,4 +137,4 @@ def _explained(fault: BaseException, run: PreparedRun) -> HerdError:
         seen = getattr(seen, "cause", None) or seen.__cause__
     lines = [line for line in str(fault).splitlines() if line.strip()]
     what = lines[-1] if lines else type(fault).__name__
-    return HerdError(f"The run failed: {what}", todo=resume_advice(run.output.uri))
+    return HerdError(f"The run failed: {what}", todo=resume_advice(run.config.output))

@@ -37,7 +37,8 @@ def storage_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as e:
-        what = "The bucket does not exist" if "bucket" in str(e).lower() else "There is nothing at this address"
+        no_bucket = "bucket does not exist" in str(e).lower() or "NoSuchBucket" in str(e)
+        what = "The bucket does not exist" if no_bucket else "There is nothing at this address"
         raise StorageError(what, where=uri, todo="Check the spelling, the endpoint and the region.") from e
     except PermissionError as e:
         raise StorageError(f"The store refuses access: {_short(e)}", where=uri, todo=_permission_advice(uri)) from e
@@ -77,6 +78,13 @@ def _filesystem(protocol: str, storage: StorageConfig) -> Any:
             config_kwargs={"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 4}},
         )
     return fsspec.filesystem(protocol)
+
+
+def _is_hidden(name: str, depth: int) -> bool:
+    """Whether the file, or a folder on its way below the first `depth` parts (0: the file alone), begins with `_` or
+    `.`: markers, temporary folders, checkpoints."""
+    parts = name.split("/")
+    return any(part.startswith(("_", ".")) for part in (parts[depth:] if depth else parts[-1:]))
 
 
 class Store:
@@ -132,16 +140,18 @@ class Store:
         """
         path = self.path(uri)
         with storage_errors(uri):
-            if any(c in path for c in "*?["):
+            is_pattern = any(c in path for c in "*?[") and not self.fs.isfile(path)
+            if is_pattern:
                 found = list(self.fs.glob(path, detail=True).values())
             else:
                 info = self.fs.info(path)
                 if info["type"] == "file":
                     return [self._info(info)]
                 found = [d for n, d in self.fs.find(path, detail=True).items() if n.endswith(".parquet")]
-        files = [d for d in found if d["type"] == "file" and not d["name"].rsplit("/", 1)[-1].startswith(("_", "."))]
+        depth = 0 if is_pattern else len(path.rstrip("/").split("/"))
+        files = [d for d in found if d["type"] == "file" and not _is_hidden(d["name"], depth)]
         if not files:
-            what = "No file matches this pattern" if "*" in path else "This folder holds no .parquet file"
+            what = "No file matches this pattern" if is_pattern else "This folder holds no .parquet file"
             raise StorageError(what, where=uri, todo="Check the spelling, or list it with your storage's own tool.")
         return sorted((self._info(d) for d in files), key=lambda f: f.uri)
 

@@ -92,6 +92,7 @@ class ShardWorker:
         self._default_sampling_sha256 = canonical_sha256(self._renderer.default_sampling)
         self._parse = answers.parser(config.answer)
         self._answer_type = answers.answer_type(config.answer)
+        self._answer_is_json = answers.is_json_text(config.answer)
         self._render_pool = ThreadPoolExecutor(config.render.concurrency, thread_name_prefix="herd-render")
         self._prepare_thread = ThreadPoolExecutor(1, thread_name_prefix="herd-prepare")
         self._slots = Slots(max(2 * engine.info.max_num_seqs, 2 * CHUNK_ROWS))
@@ -159,7 +160,7 @@ class ShardWorker:
             except RowError as e:
                 out.append(Failure.of(e))
             except Exception as e:  # one odd row must not end the run, whatever it made our code do
-                out.append(Failure(Stage.RENDER, "unexpected", f"{type(e).__name__}: {e}"))
+                out.append(Failure.of(RowError(Stage.RENDER, "unexpected", f"{type(e).__name__}: {e}")))
         return out
 
     def _prepare(self, rendered: "Future[list[Request | Failure]]", start: int, pending: _Pending) -> None:
@@ -186,7 +187,7 @@ class ShardWorker:
         except RowError as e:
             return Failure.of(e)
         except Exception as e:  # as in _render
-            return Failure(Stage.RENDER, "unexpected", f"{type(e).__name__}: {e}")
+            return Failure.of(RowError(Stage.RENDER, "unexpected", f"{type(e).__name__}: {e}"))
 
     def _on_death(self, death: BaseException) -> None:
         with self._registry:
@@ -228,10 +229,13 @@ class ShardWorker:
             text = next(texts)
             try:
                 value = self._parse(text, outcome.result.finish_reason)
-                out.append((outcome.result, text, answers.to_arrow_value(value, self._answer_type), None))
+                out.append((outcome.result, text, self._to_arrow(value), None))
             except RowError as e:
                 out.append((None, None, None, Failure.of(e)))
         return out
+
+    def _to_arrow(self, value: Any) -> Any:
+        return answers.to_arrow_value(value, self._answer_type, as_json=self._answer_is_json)
 
     def _lineage(self, block: pa.Table, outcomes: list[Outcome], attempt: int) -> pa.StructArray:
         rows = block.num_rows

@@ -17,6 +17,13 @@ from jobs import cli
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEMO = REPOSITORY / "jobs" / "demo"
+S3_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "herd-test-key",
+    "AWS_SECRET_ACCESS_KEY": "herd-test-secret",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+}
 
 
 @dataclass(frozen=True)
@@ -91,15 +98,8 @@ def s3(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory)
         root = tmp_path_factory.mktemp("rclone")
         keys = ["--auth-key", "herd-test-key,herd-test-secret"]
         command = [str(binaries / "rclone"), "serve", "s3", str(root), "--addr", f"127.0.0.1:{port}", *keys]
-    variables = {
-        "AWS_ACCESS_KEY_ID": "herd-test-key",
-        "AWS_SECRET_ACCESS_KEY": "herd-test-secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
-        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-    }
-    before = {k: os.environ.get(k) for k in variables}
-    os.environ.update(variables)
+    before = {k: os.environ.get(k) for k in S3_ENVIRONMENT}
+    os.environ.update(S3_ENVIRONMENT)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         server = S3(f"http://127.0.0.1:{port}", request.param)

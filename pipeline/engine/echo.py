@@ -7,6 +7,7 @@ that the simple parts of the schema allow. Tokens are words.
 
 import hashlib
 import json
+import math
 import os
 import re
 import signal
@@ -15,6 +16,8 @@ import zlib
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
+
+from jsonschema.validators import validator_for
 
 from pipeline import __version__
 from pipeline.config import RunConfig
@@ -101,7 +104,11 @@ class EchoEngine:
 
 
 def example_of(schema: dict[str, Any], number: int = 0) -> Any:
-    """A document for the simple parts of a schema (const, enum, type, properties, items, bounds); `number` chooses."""
+    """A document for the simple parts of a schema; `number` chooses.
+
+    Seen are const, enum, type, properties, items, bounds, `minLength` and `minItems`; a schema that asks for more gets
+    a document that does not check, and its rows are quarantined.
+    """
     if "const" in schema:
         return schema["const"]
     if schema.get("enum"):
@@ -113,12 +120,19 @@ def example_of(schema: dict[str, Any], number: int = 0) -> Any:
             return {k: example_of(s, number) for k, s in schema.get("properties", {}).items()}
         case "array":
             return [example_of(schema.get("items", {}), number)] * schema.get("minItems", 0)
-        case "integer":
-            return int(schema.get("minimum", 0))
-        case "number":
-            return float(schema.get("minimum", 0))
+        case "integer" | "number":
+            bounds = [schema.get(k) for k in ("minimum", "maximum")]
+            edges = [schema[k] + step for k, step in (("exclusiveMinimum", 1), ("exclusiveMaximum", -1)) if k in schema]
+            found = [0, *(b for b in bounds if b is not None), *edges]
+            return _first_valid(schema, [math.ceil(v) for v in found] if kind == "integer" else found)
         case "boolean":
             return bool(number % 2)
         case "null":
             return None
-    return "x" * schema.get("minLength", 1)
+    return _first_valid(schema, ["x", "x" * schema.get("minLength", 0)])
+
+
+def _first_valid(schema: dict[str, Any], candidates: list[Any]) -> Any:
+    """The first candidate that the schema takes; the first of all if it takes none."""
+    validator = validator_for(schema)(schema)
+    return next((c for c in candidates if validator.is_valid(c)), candidates[0])

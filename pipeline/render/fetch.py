@@ -20,6 +20,7 @@ from pipeline.render.images import image_error
 from pipeline.storage import Store
 
 CHUNK_BYTES = 64 * 1024
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
 REDIRECTS = (301, 302, 303, 307, 308)
 ACCEPT = {"Accept": "image/*", "User-Agent": "herd-batch"}
 
@@ -31,8 +32,12 @@ class PrivateAddressError(Exception):
 def check_public(address: str) -> None:
     """Raises `PrivateAddressError` unless the IP address is a public one."""
     ip = ipaddress.ip_address(address.split("%")[0])
-    mapped = getattr(ip, "ipv4_mapped", None)
-    if not (mapped or ip).is_global or ip.is_multicast:
+    inner = [ip]
+    if isinstance(ip, ipaddress.IPv6Address):
+        # an IPv4 address can travel inside an IPv6 one: mapped, by 6to4, or behind NAT64
+        nat64 = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else None
+        inner = [found for found in (ip.ipv4_mapped, ip.sixtofour, nat64) if found] or [ip]
+    if not all(found.is_global and not found.is_multicast for found in inner):
         raise PrivateAddressError(address)
 
 
@@ -79,7 +84,10 @@ class Fetcher:
             RowError: `image_missing`, `image_forbidden`, `image_timeout`, `image_too_large`, `image_unreachable`,
                 `address_not_allowed`, `scheme_not_allowed`.
         """
-        scheme = urlsplit(uri).scheme.lower()
+        try:
+            scheme = urlsplit(uri).scheme.lower()
+        except ValueError as e:
+            raise image_error("image_unreachable", f"not a URI: {e}") from None
         if scheme in ("http", "https"):
             return self._http(uri)
         if scheme in ("", "file"):
@@ -102,13 +110,15 @@ class Fetcher:
                     "image_too_large", f"{_shown(uri)}: {size:,} bytes, over the limit of {self._limits.max_bytes:,}"
                 )
             return store.read(uri)
+        except ValueError as e:  # a path with a null byte
+            raise image_error("image_unreachable", f"{_shown(uri)}: {e}") from None
         except StorageError as e:
             cause = e.__cause__
             if isinstance(cause, FileNotFoundError):
                 raise image_error("image_missing", f"nothing is at {_shown(uri)}") from None
             if isinstance(cause, PermissionError):
                 raise image_error("image_forbidden", f"{_shown(uri)} may not be read") from None
-            raise image_error("image_unreachable", str(e)) from None
+            raise image_error("image_unreachable", f"{_shown(uri)}: {type(cause or e).__name__}") from None
 
     def _http(self, uri: str) -> bytes:
         deadline = time.monotonic() + self._limits.timeout_s
@@ -121,7 +131,7 @@ class Fetcher:
                     headers=ACCEPT,
                     redirect=False,
                     preload_content=False,
-                    retries=urllib3.Retry(connect=1, read=1, redirect=0, status=0, other=0, backoff_factor=0.2),
+                    retries=urllib3.Retry(connect=1, read=0, redirect=0, status=0, other=0, backoff_factor=0.2),
                     timeout=urllib3.Timeout(total=max(0.01, deadline - time.monotonic())),
                 )
                 try:
@@ -134,13 +144,12 @@ class Fetcher:
                     raise image_error("scheme_not_allowed", f"{shown} redirects away from http(s)")
         except PrivateAddressError as e:
             raise image_error("address_not_allowed", f"{shown} leads to {e}, which is not a public address") from None
-        except urllib3.exceptions.TimeoutError:
-            raise self._slow(shown) from None
         except urllib3.exceptions.HTTPError as e:
-            reason = getattr(e, "reason", None)
-            if isinstance(reason, urllib3.exceptions.TimeoutError):
+            reason = getattr(e, "reason", None) or e
+            never_connected = isinstance(reason, urllib3.exceptions.NewConnectionError)  # a TimeoutError by its class
+            if isinstance(reason, urllib3.exceptions.TimeoutError) and not never_connected:
                 raise self._slow(shown) from None
-            raise image_error("image_unreachable", f"{shown}: {type(reason or e).__name__}") from None
+            raise image_error("image_unreachable", f"{shown}: {type(reason).__name__}") from None
         except (ValueError, OSError) as e:
             raise image_error("image_unreachable", f"{shown}: {type(e).__name__}") from None
         raise image_error("image_unreachable", f"{shown}: more than {self._limits.max_redirects} redirects")

@@ -6,7 +6,6 @@ is taken, transparency is laid on white, 16-bit grey is scaled to 8, and the EXI
 """
 
 import base64
-import binascii
 import hashlib
 import io
 import warnings
@@ -48,6 +47,8 @@ def _bytes_of(cell: Any, column: str, fetch: Callable[[str], bytes]) -> bytes:
         raise image_error("image_null", f"{column}: the image is null")
     if isinstance(cell, str):
         return from_data_uri(cell) if cell.startswith("data:") else fetch(cell)
+    if not isinstance(cell, bytes | bytearray | memoryview):
+        raise image_error("not_an_image", f"{column}: a {type(cell).__name__} is neither bytes nor a URI")
     return bytes(cell)
 
 
@@ -58,7 +59,7 @@ def from_data_uri(uri: str) -> bytes:
         raise image_error("not_an_image", f"the data URI is not base64: {head[:60]}")
     try:
         return base64.b64decode(body, validate=True)
-    except binascii.Error as e:
+    except ValueError as e:  # binascii.Error is one
         raise image_error("not_an_image", f"the data URI does not decode: {e}") from None
 
 
@@ -96,7 +97,7 @@ def decode(data: bytes, limits: ImageConfig, column: str = "image") -> RequestIm
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow mode as RGB."""
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16") or image.mode == "I":
         grey = np.asarray(image).astype(np.float64)

@@ -30,7 +30,7 @@ def read_messages(cell: Any, load: Callable[[Any], list[RequestImage]]) -> tuple
     if isinstance(cell, str):
         try:
             cell = json.loads(cell)
-        except json.JSONDecodeError as e:
+        except (ValueError, RecursionError) as e:
             raise _wrong(f"the chat is not JSON: {e}") from None
     if not isinstance(cell, list) or not cell:
         raise _wrong("the chat is not a list of at least one message")

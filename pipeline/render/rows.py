@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, check_sampling
 from pipeline.errors import RowError, Stage
 from pipeline.render.fetch import Fetcher
 from pipeline.render.images import load_cell
@@ -57,8 +57,13 @@ class Renderer:
         if isinstance(given, str):
             try:
                 given = json.loads(given)
-            except json.JSONDecodeError as e:
+            except (ValueError, RecursionError) as e:
                 raise RowError(Stage.RENDER, "bad_sampling", f"{column} is not JSON: {e}") from None
         if not isinstance(given, dict):
             raise RowError(Stage.RENDER, "bad_sampling", f"{column} is not an object of sampling parameters")
-        return {**self.default_sampling, **{k: v for k, v in given.items() if v is not None}}
+        given = {k: v for k, v in given.items() if v is not None}
+        try:
+            check_sampling(given)
+        except ValueError as e:
+            raise RowError(Stage.RENDER, "bad_sampling", f"{column}: {e}") from None
+        return {**self.default_sampling, **given}

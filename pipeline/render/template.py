@@ -16,12 +16,30 @@ from pipeline.errors import ConfigError, RowError, Stage
 ROW_VARIABLE = "row"
 
 
-class _NullValueError(Exception):
-    pass
+class _NullValueError(jinja2.UndefinedError):
+    """A null was about to become text."""
+
+
+class _Null(jinja2.StrictUndefined):
+    """A column's null: false, equal to none, and an error in any text, by whatever filter it gets there."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:  # type: ignore[override]
+        return False
+
+    def __eq__(self, other: object) -> bool:  # type: ignore[override]
+        return other is None or isinstance(other, _Null)
+
+    def __ne__(self, other: object) -> bool:  # type: ignore[override]
+        return not self == other
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(None)
 
 
 def _refuse_null(value: Any) -> Any:
-    if value is None:
+    if value is None or isinstance(value, _Null):
         raise _NullValueError
     return value
 
@@ -29,6 +47,8 @@ def _refuse_null(value: Any) -> Any:
 _ENVIRONMENT = ImmutableSandboxedEnvironment(
     undefined=jinja2.StrictUndefined, finalize=_refuse_null, autoescape=False, keep_trailing_newline=True
 )
+_ENVIRONMENT.globals.clear()  # a column may well be named `range` or `dict`
+_ENVIRONMENT.tests["none"] = lambda value: value is None or isinstance(value, _Null)
 
 
 class Template:
@@ -52,8 +72,9 @@ class Template:
         Raises:
             RowError: `null_value`, `template_error`.
         """
+        values = {k: _Null(name=k, exc=_NullValueError) if v is None else v for k, v in row.items()}
         try:
-            return self._template.render(**{**row, ROW_VARIABLE: row})
+            return self._template.render({**values, ROW_VARIABLE: values})
         except _NullValueError:
             nulls = [v for v in (self.variables or row) if row.get(v) is None]
             raise RowError(

@@ -10,13 +10,43 @@ import pytest
 import yaml
 
 from cluster.connect import connected
+from jobs.jobfile import load_job
+from jobs.launch import run_job
+from tests.conftest import S3_ENVIRONMENT
 
 
 @pytest.fixture(scope="session", autouse=True)
 def ray_cluster() -> Iterator[None]:
-    """A cluster of this machine's cores; commands run in this process use it."""
-    with connected(None):
-        yield
+    """A cluster of this machine's cores; commands run in this process use it. Its processes keep the environment in which
+    it starts, so the credentials of the S3 servers are there from the beginning."""
+    with pytest.MonkeyPatch.context() as environment:
+        for key, value in S3_ENVIRONMENT.items():
+            environment.setenv(key, value)
+        with connected(None):
+            yield
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
+    """A folder with `job.yaml`, `input/` (two files of 50 rows in groups of 20) and the finished run in `out/`, of which
+    each tenth row is quarantined. Tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "input").mkdir()
+    for n in range(2):
+        numbers = range(n * 50, n * 50 + 50)
+        part = {"id": [f"row-{i:05d}" for i in numbers], "text": [f"question number {i}" for i in numbers]}
+        pq.write_table(pa.table(part), folder / "input" / f"part-{n}.parquet", row_group_size=20)
+    job = {
+        "name": "contract",
+        "input": {"uri": str(folder / "input")},
+        "prompt": {"user": "{{ text }}?"},
+        "engine": {"kind": "echo", "echo": {"fail_on": r"7\?"}},
+        "limits": {"max_quarantined_fraction": 0.1},
+        "output": {"uri": str(folder / "out")},
+    }
+    (folder / "job.yaml").write_text(yaml.safe_dump(job))
+    run_job(load_job(str(folder / "job.yaml")), quiet=True)
+    return folder
 
 
 @pytest.fixture

@@ -1,0 +1,161 @@
+from pathlib import Path
+
+import pytest
+
+from jobs.jobfile import adhoc_job, load_job
+from pipeline.errors import ConfigError
+
+JOB = """\
+name: demo
+input: {uri: in.parquet}
+prompt: {user: "{{ text }}"}
+engine: {kind: echo}
+output: {uri: out}
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    file = tmp_path / "job.yaml"
+    file.write_text(JOB)
+    return str(file)
+
+
+def test_jobfile_sound_loads(path: str) -> None:
+    config = load_job(path)
+    assert (config.name, config.input.uri, config.prompt.user) == ("demo", ["in.parquet"], "{{ text }}")
+
+
+def test_jobfile_missing_refused_with_path(tmp_path: Path) -> None:
+    path = str(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError) as caught:
+        load_job(path)
+    assert str(caught.value) == f"There is no such job file ({path}). See `herd run --help` for one."
+
+
+def test_jobfile_folder_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="The job file cannot be read"):
+        load_job(str(tmp_path))
+
+
+def test_jobfile_not_utf8_refused(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_bytes(b"name: \xff\xfe")
+    with pytest.raises(ConfigError, match="The job file cannot be read"):
+        load_job(str(file))
+
+
+def test_jobfile_not_yaml_refused_with_line(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("name: demo\ninput: {uri: a\noutput: b\n")
+    with pytest.raises(ConfigError) as caught:
+        load_job(str(file))
+    assert str(caught.value).startswith("The job file is not YAML: ")
+    assert f"({file}, line 3)" in str(caught.value)
+
+
+def test_jobfile_impossible_date_refused(tmp_path: Path) -> None:
+    """YAML's reader raises a plain ValueError for a value that only looks like a date."""
+    file = tmp_path / "job.yaml"
+    file.write_text("name: 2024-99-99\n")
+    with pytest.raises(ConfigError) as caught:
+        load_job(str(file))
+    assert str(file) in str(caught.value)
+
+
+def test_jobfile_code_tag_refused(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("name: !!python/object/apply:os.system ['true']\n")
+    with pytest.raises(ConfigError, match="not YAML"):
+        load_job(str(file))
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "text\n"])
+def test_jobfile_without_keys_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="not a mapping of keys to values"):
+        load_job(str(file), ["pool.min=1"])
+
+
+def test_jobfile_unknown_key_names_file(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(JOB + "pol: {}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_job(str(file))
+    assert "unknown key `pol`. Did you mean `pool`?" in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_set_nested_keys_have_yaml_values(path: str) -> None:
+    config = load_job(
+        path,
+        [
+            "pool.min=2",
+            "render.images.allow_local_files=true",
+            "answer.choice=[a, b]",
+            "sampling={temperature: 0.5}",
+            "sampling.max_tokens=7",
+            "engine.max_model_len=128",
+            "limits.max_quarantined_fraction=0.25",
+        ],
+    )
+    assert config.pool.min == 2
+    assert config.render.images.allow_local_files is True
+    assert config.answer.choice == ["a", "b"]
+    assert config.effective_sampling == {"temperature": 0.5, "max_tokens": 7}
+    assert config.engine.kind == "echo" and config.engine.vllm_args == {"max_model_len": 128}
+    assert config.limits.max_quarantined_fraction == 0.25
+
+
+def test_set_later_override_wins(path: str) -> None:
+    assert load_job(path, ["pool.min=2", "pool.min=3"]).pool.min == 3
+
+
+@pytest.mark.parametrize("template", ["{{ text }}", "Say: {{ text }}", "{% if a %}b{% endif %}", "a=b"])
+def test_set_template_is_taken_as_text(path: str, template: str) -> None:
+    assert load_job(path, [f"prompt.user={template}"]).prompt.user == template
+
+
+def test_set_over_a_plain_value_makes_a_section(path: str) -> None:
+    assert load_job(path, ["answer=text", "answer.regex=a+"]).answer.regex == "a+"
+
+
+@pytest.mark.parametrize("override", ["pool.min", "=2", ""])
+def test_set_without_key_or_value_refused(path: str, override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_job(path, [override])
+    assert f"`{override}` is not of the form key.path=value (--set)" in str(caught.value)
+
+
+def test_set_unknown_key_refused(path: str) -> None:
+    with pytest.raises(ConfigError, match="unknown key `pool.mim`. Did you mean `min`?"):
+        load_job(path, ["pool.mim=2"])
+
+
+def test_set_impossible_date_is_taken_as_text(path: str) -> None:
+    assert load_job(path, ["prompt.user=2024-99-99"]).prompt.user == "2024-99-99"
+
+
+def test_adhoc_job_takes_dotted_keys_and_skips_what_is_not_given() -> None:
+    config = adhoc_job(
+        {
+            "input.uri": ("a.parquet", "b.parquet"),
+            "input.images": (),
+            "prompt.user": "hi",
+            "prompt.system": None,
+            "engine.kind": "echo",
+            "output.uri": "out",
+        },
+        ["pool.min=2"],
+    )
+    assert config.name == "adhoc"
+    assert config.input.uri == ["a.parquet", "b.parquet"]
+    assert config.input.images == []
+    assert config.prompt.system is None
+    assert config.pool.min == 2
+
+
+def test_adhoc_job_unsound_refused() -> None:
+    with pytest.raises(ConfigError, match="`output` is missing"):
+        adhoc_job({"input.uri": "a", "prompt.user": "hi", "engine.kind": "echo", "output.uri": None})
