@@ -43,7 +43,7 @@ def connected(address: str | None, *, verbose: bool = False) -> Iterator[None]:
             ray.init(
                 address=address,
                 log_to_driver=verbose,
-                logging_level=logging.WARNING if verbose else logging.ERROR,
+                logging_level=logging.WARNING if verbose else logging.CRITICAL,
                 **local,
             )
     except (ConnectionError, RuntimeError, ValueError) as e:

@@ -26,17 +26,16 @@ def open_output(uri: str, storage: StorageConfig) -> Output:
     Raises:
         ConfigError: there is no run in it, or it is out of reach.
     """
-    with before_the_run():
-        output = Output(uri, Store(uri, storage))
-        books.reopen(uri, output.store)
+    output = Output(uri, Store(uri, storage))
+    books.reopen(uri, output.store)
     return output
 
 
+@before_the_run()
 def plan_facts(config: RunConfig) -> dict[str, Any]:
     """What a job would do, from footers alone. Raises as `pipeline.run.prepare`."""
     check_names(config.engine, config.sampling)
-    with before_the_run():
-        columns, schema, table = make_plan(config)
+    columns, schema, table = make_plan(config)
     per_shard = table["num_rows"]
     resources = engine_resources(config)
     return {
@@ -53,10 +52,11 @@ def plan_facts(config: RunConfig) -> dict[str, Any]:
     }
 
 
+@before_the_run()
 def status_facts(uri: str, storage: StorageConfig) -> dict[str, Any]:
     """How far a run is, from its records."""
     output = open_output(uri, storage)
-    record = output.read_json("run.json")
+    record = output.read_run()
     records = output.records()
     last = max((r.committed_at for r in records), default=None)
     age = (datetime.fromisoformat(now()) - datetime.fromisoformat(last)).total_seconds() if last else None
@@ -78,11 +78,13 @@ def status_facts(uri: str, storage: StorageConfig) -> dict[str, Any]:
     }
 
 
+@before_the_run()
 def verdict(uri: str, storage: StorageConfig) -> Verdict:
     """The proof of completeness."""
     return verify_output(open_output(uri, storage))
 
 
+@before_the_run()
 def rows(
     uri: str, storage: StorageConfig, limit: int, *, quarantine: bool = False, stage: str | None = None
 ) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from pipeline import plan
 from pipeline.columns import Columns
 from pipeline.config import OutputConfig, RunConfig, StorageConfig
+from pipeline.config_errors import parse_config
 from pipeline.engine.vllm_names import check_names
 from pipeline.errors import ConfigError, HerdError
 from pipeline.facts import host_facts, now, versions
@@ -74,14 +75,14 @@ def prepare(config: RunConfig, model: ModelRef, *, git_revision: str | None = No
     settings = plan.answer_settings(config, model.digests)
     mark = plan.fingerprint(settings, table)
     if output.has("run.json"):
-        record = output.read_json("run.json")
+        record = output.read_run()
         if record["fingerprint"] != mark:
             raise _another_run(output, record, settings, table)
         return _again(config, model, output, record, (columns, schema, table), git_revision)
-    leftovers = [f.uri for f in output.store.list_folder(output.uri)]
-    if leftovers and not output.has("plan.parquet"):
+    foreign = None if output.has("plan.parquet") else output.store.first_below(output.uri)
+    if foreign:
         raise ConfigError(
-            f"The output folder holds files that are not a run's, first {leftovers[0]}",
+            f"The output folder holds files that are not a run's, first {foreign}",
             where=output.uri,
             todo="Choose an empty or new folder.",
         )
@@ -117,7 +118,10 @@ def prepare_resume(
         ConfigError: there is no run, or its model is another one now.
     """
     config, record = reopen(uri, Store(uri, storage))
-    output = Output(config.output.uri, Store(config.output.uri, config.output.storage))
+    # the run is where it was found, which need not be where it was begun
+    reach = storage if storage != StorageConfig() else config.output.storage
+    config = config.model_copy(update={"output": OutputConfig(uri=uri, storage=reach)})
+    output = Output(uri, Store(uri, reach))
     model = resolve(config)
     if changed := plan.differences(record["settings"]["digests"], model.digests):
         raise ConfigError(
@@ -160,7 +164,7 @@ def prepare_replay(
             replayed[record.shard] = Replayed(frozenset(r["lineage"]["row"] for r in rows), attempts)
     if not replayed:
         raise ConfigError("No quarantined row is asked for", where=uri, todo="See `herd show --quarantine`.")
-    state = run.output.read_json("run.json")
+    state = run.output.read_run()
     state["sessions"].append({**_session(git_revision), "replayed": sum(len(r.rows) for r in replayed.values())})
     run.output.put_json("run.json", {**state, "status": "running"})
     run.output.store.remove(run.output.at("_SUCCESS"))
@@ -205,13 +209,14 @@ def close(run: PreparedRun, progress: Progress) -> dict[str, Any]:
     Raises:
         HerdError: shards are missing; the first ones are named with what became of them.
     """
-    records = run.output.records()
-    missing = run.table.num_rows - len(records)
+    planned = set(run.table["shard"].to_pylist())
+    records = [r for r in run.output.records() if r.shard in planned]
+    missing = len(planned) - len(records)
     if missing:
         known = [f"shard {s}: {m}" for s, m in sorted(progress.failed_shards.items())[:3]]
         events = progress.events[-1:]
         raise HerdError(
-            f"{missing} of {run.table.num_rows} shards were not answered. {' '.join(known + events)}",
+            f"{missing} of {run.table.num_rows} shards were not answered. {'; '.join(known + events)}",
             todo=resume_advice(run.config.output),
         )
     reasons: dict[str, int] = {}
@@ -229,7 +234,7 @@ def close(run: PreparedRun, progress: Progress) -> dict[str, Any]:
         "quarantine_reasons": reasons,
     }
     if progress.shards_done or not run.output.has("_SUCCESS"):
-        record_now = run.output.read_json("run.json")
+        record_now = run.output.read_run()
         record_now["sessions"][-1].update(ended_at=now(), **_session_figures(progress))
         record_now.update(status="done", totals=totals, finished_at=now())
         run.output.put_json("run.json", record_now)
@@ -253,13 +258,11 @@ def reopen(uri: str, store: Store) -> tuple[RunConfig, dict[str, Any]]:
     """The job and the record of the run in an output folder.
 
     Raises:
-        ConfigError: there is no run.
+        ConfigError: there is no run, or its record cannot be read.
     """
     output = Output(uri, store)
-    if not output.has("run.json"):
-        raise ConfigError("There is no run in this folder (no run.json)", where=uri)
-    record = output.read_json("run.json")
-    return RunConfig.model_validate(record["config"]), record
+    record = output.read_run()
+    return parse_config(record["config"], where=output.at("run.json")), record
 
 
 def resume_advice(output: OutputConfig) -> str:

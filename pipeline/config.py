@@ -140,6 +140,9 @@ def check_sampling(given: dict[str, Any]) -> None:
     """Raises `ValueError` for sampling parameters that are not the job's or the row's to set."""
     if given.get("n", 1) != 1:
         raise ValueError("Herd gives one response a row; to sample several, repeat the rows with different seeds")
+    most = given.get("max_tokens", 1)
+    if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+        raise ValueError(f"max_tokens must be a whole number of at least 1, not {most!r}")
     for key in ("structured_outputs", "output_kind", "detokenize"):
         if key in given:
             raise ValueError(f"`{key}` is set by Herd itself; the answer's shape is given by `answer`")

@@ -119,7 +119,7 @@ def inspect_local(name: str, folder: Path, licence: str | None = None) -> ModelR
     template = read_template(folder)
     return ModelRef(
         name,
-        str(folder),
+        str(folder.resolve()),
         weights_digest=digest_files(sorted(folder.glob("*.safetensors"))),
         tokenizer_digest=digest_files(tokenizer),
         template_digest="sha256:" + hashlib.sha256((template or "").encode()).hexdigest(),

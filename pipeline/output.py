@@ -97,11 +97,22 @@ class CommitRecord:
             raise ConfigError(f"This commit record cannot be read: {e}", where=where) from None
 
 
+RUN_KEYS = frozenset(
+    {"run_id", "fingerprint", "settings", "config", "columns", "read_schema", "model", "shards", "rows", "sessions"}
+)
+
+
+def _unreadable(uri: str, e: Exception) -> ConfigError:
+    said = str(e).splitlines() or [type(e).__name__]
+    return ConfigError(f"This file of the run cannot be read: {said[0]}", where=uri, todo="Restore it from a copy.")
+
+
 class Output:
     """The folder of one run. Paths in records are relative to it."""
 
     def __init__(self, uri: str, store: Store) -> None:
-        self.uri, self.store = uri.rstrip("/"), store
+        # local folders become absolute: tasks of a run have working directories of their own
+        self.uri, self.store = store.uri(store.path(uri)).rstrip("/"), store
 
     def at(self, name: str) -> str:
         return f"{self.uri}/{name}"
@@ -113,7 +124,29 @@ class Output:
         self.store.put(self.at(name), json.dumps(value, indent=1, default=str).encode())
 
     def read_json(self, name: str) -> Any:
-        return json.loads(self.store.read(self.at(name)))
+        """The document in a file of the run.
+
+        Raises:
+            ConfigError: it is not JSON.
+        """
+        try:
+            return json.loads(self.store.read(self.at(name)))
+        except ValueError as e:
+            raise _unreadable(self.at(name), e) from None
+
+    def read_run(self) -> dict[str, Any]:
+        """`run.json`.
+
+        Raises:
+            ConfigError: there is none, or it is not what a run writes there.
+        """
+        if not self.has("run.json"):
+            raise ConfigError("There is no run in this folder (no run.json)", where=self.uri)
+        record = self.read_json("run.json")
+        missing = RUN_KEYS - record.keys() if isinstance(record, dict) else RUN_KEYS
+        if missing:
+            raise _unreadable(self.at("run.json"), ValueError(f"it has no {', '.join(sorted(missing))}"))
+        return dict(record)
 
     def has(self, name: str) -> bool:
         return self.store.exists(self.at(name))
@@ -129,8 +162,16 @@ class Output:
         return self.store.put(self.at(name), sink.getvalue().to_pybytes())
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        with self.store.open(self.at(name)) as f:
-            return pq.ParquetFile(f).read(columns=columns)
+        """A Parquet file of the run, or some columns of it.
+
+        Raises:
+            ConfigError: it is not Parquet, or it is cut short.
+        """
+        try:
+            with self.store.open(self.at(name)) as f:
+                return pq.ParquetFile(f).read(columns=columns)
+        except (pa.ArrowInvalid, pa.ArrowIOError) as e:
+            raise _unreadable(self.at(name), e) from None
 
     def committed(self) -> set[int]:
         """Shards that have a commit record, from one listing."""
@@ -138,9 +179,19 @@ class Output:
         return {int(n.removesuffix(".json")) for n in names if n.endswith(".json") and n[:-5].isdigit()}
 
     def records(self) -> list[CommitRecord]:
-        """All commit records, by shard."""
-        uris = [self.at(f"commits/{shard:06d}.json") for shard in sorted(self.committed())]
-        return [CommitRecord.from_json(d, u) for d, u in zip(self.store.read_many(uris), uris, strict=True)]
+        """The commit records, by shard. A file under another shard's name is not one."""
+        return [record for number, record in sorted(self.numbered_records().items()) if record.shard == number]
+
+    def numbered_records(self) -> dict[int, CommitRecord]:
+        """What stands in the files of `commits/`, by the shard that the file is named for.
+
+        Raises:
+            ConfigError: a file is no commit record.
+        """
+        shards = sorted(self.committed())
+        uris = [self.at(f"commits/{shard:06d}.json") for shard in shards]
+        read = zip(shards, self.store.read_many(uris), uris, strict=True)
+        return {shard: CommitRecord.from_json(data, uri) for shard, data, uri in read}
 
     def commit(self, block: pa.Table, run_id: str, *, may_have_leftovers: bool) -> CommitRecord:
         """Writes one shard's rows and then its record.

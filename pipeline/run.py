@@ -70,7 +70,9 @@ def _answer(
     earlier = {shard: replayed.attempts for shard, replayed in run.replayed.items()}
     ledger = start_ledger(start, run.config.limits.max_shard_attempts, earlier)
     dataset = _dataset(run, pending, placement, ledger)
-    sink = CommitSink(run.config.output, run.run_id, ledger, resumed=run.resumed, merges=bool(run.replayed))
+    sink = CommitSink(
+        run.output.uri, run.config.output.storage, run.run_id, ledger, resumed=run.resumed, merges=bool(run.replayed)
+    )
     ended = threading.Event()
     fault: list[BaseException] = []
 

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 from ray.data import Datasink
 
-from pipeline.config import OutputConfig
+from pipeline.config import StorageConfig
 from pipeline.output import Output
 from pipeline.storage import Store
 
@@ -15,15 +15,17 @@ class CommitSink(Datasink[None]):  # type: ignore[misc]
     """Commits each block as the shard it is, and tells the ledger. `merges`: blocks hold only some rows of shards that
     are committed already, and replace these rows."""
 
-    def __init__(self, config: OutputConfig, run_id: str, ledger: Any, *, resumed: bool, merges: bool) -> None:
-        self._config, self._run_id, self._ledger = config, run_id, ledger
+    def __init__(
+        self, uri: str, storage: StorageConfig, run_id: str, ledger: Any, *, resumed: bool, merges: bool
+    ) -> None:
+        self._uri, self._storage, self._run_id, self._ledger = uri, storage, run_id, ledger
         self._resumed, self._merges = resumed, merges
 
     def get_name(self) -> str:
         return "Commit"
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> None:
-        output = Output(self._config.uri, Store(self._config.uri, self._config.storage))
+        output = Output(self._uri, Store(self._uri, self._storage))
         for block in blocks:
             if block.num_rows == 0:
                 continue

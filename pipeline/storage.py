@@ -132,6 +132,14 @@ class Store:
                 return []
             return sorted((self._info(e) for e in entries if e["type"] == "file"), key=lambda f: f.uri)
 
+    def first_below(self, uri: str) -> str | None:
+        """Some file below a folder, however deep; None where there is none."""
+        with storage_errors(uri):
+            for folder, _, names in self.fs.walk(self.path(uri)):
+                for name in sorted(names):
+                    return self.uri(f"{folder.rstrip('/')}/{name}")
+        return None
+
     def find(self, uri: str) -> list[FileInfo]:
         """Parquet files under a file URI, a glob or a folder, by name. Names that begin with `_` or `.` are left out.
 

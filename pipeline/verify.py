@@ -64,11 +64,10 @@ def verify(output: Output) -> Verdict:
     Raises:
         ConfigError: there is no run in the folder, or its plan or a record cannot be read.
     """
-    if not output.has("run.json") or not output.has("plan.parquet"):
-        raise ConfigError("There is no run in this folder (no run.json and plan.parquet)", where=output.uri)
-    run_id = str(output.read_json("run.json")["run_id"])
+    run_id = str(output.read_run()["run_id"])
     table = output.read_table("plan.parquet").cast(plan.SCHEMA)
-    records = {r.shard: r for r in output.records()}
+    numbered = output.numbered_records()
+    records = {number: record for number, record in numbered.items() if record.shard == number}
     rows_planned = int(np.sum(table["num_rows"].to_numpy())) if table.num_rows else 0
     verdict = Verdict(run_id, table.num_rows, len(records), rows_planned)
     files = {
@@ -91,8 +90,11 @@ def verify(output: Output) -> Verdict:
             if record is not None:
                 verdict.rows_ok += record.rows_ok
                 verdict.rows_quarantined += record.rows_quarantined
-    for number in sorted(records.keys() - set(table["shard"].to_pylist())):
-        verdict.add(f"commits/{number:06d}.json is for a shard that the plan does not have")
+    for number, record in sorted(numbered.items()):
+        if record.shard != number:
+            verdict.add(f"commits/{number:06d}.json is the record of shard {record.shard:06d}")
+        elif not 0 <= number < table.num_rows:
+            verdict.add(f"commits/{number:06d}.json is for a shard that the plan does not have")
     is_whole = verdict.shards_committed == verdict.shards
     for name in sorted(files.keys() - claimed):
         # while shards are pending, a file without a record is what a stopped attempt left, and will be replaced
@@ -101,10 +103,15 @@ def verify(output: Output) -> Verdict:
             verdict.add(f"{name} is not named by any commit record")
     verdict.has_success = output.has("_SUCCESS")
     if verdict.has_success:
-        totals = output.read_json("_SUCCESS")
+        try:
+            totals = output.read_json("_SUCCESS")
+        except ConfigError as e:
+            verdict.add(str(e))
+            totals = {}
         for key in ("rows_ok", "rows_quarantined", "shards"):
-            if totals.get(key) != getattr(verdict, key):
-                verdict.add(f"_SUCCESS says {key} = {totals.get(key)}, the records say {getattr(verdict, key)}")
+            found = verdict.shards_committed if key == "shards" else getattr(verdict, key)
+            if totals.get(key) != found:
+                verdict.add(f"_SUCCESS says {key} = {totals.get(key)}, the records say {found}")
     return verdict
 
 

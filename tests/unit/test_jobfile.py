@@ -129,7 +129,7 @@ def test_set_without_key_or_value_refused(path: str, override: str) -> None:
 
 
 def test_set_unknown_key_refused(path: str) -> None:
-    with pytest.raises(ConfigError, match="unknown key `pool.mim`. Did you mean `min`?"):
+    with pytest.raises(ConfigError, match=r"unknown key `pool.mim`. Did you mean `min`?"):
         load_job(path, ["pool.mim=2"])
 
 

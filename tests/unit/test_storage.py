@@ -215,9 +215,8 @@ def test_endpoint_out_of_reach_says_so() -> None:
 
 def test_storage_error_keeps_its_cause_and_long_texts_short() -> None:
     cause = OSError("x" * 1000)
-    with pytest.raises(StorageError) as caught:
-        with storage_errors("a"):
-            raise cause
+    with pytest.raises(StorageError) as caught, storage_errors("a"):
+        raise cause
     assert caught.value.__cause__ is cause
     assert len(str(caught.value)) < 400
 
