@@ -34,12 +34,14 @@ class Columns:
     template: tuple[str, ...]
     messages: str | None
     sampling: str | None
+    may_fetch: bool = False
+    """Whether images may have to be fetched by URI: a string column, or chats."""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Columns":
         """The columns as `dataclasses.asdict` gave them and JSON kept them."""
-        lists = {k: tuple(data[k]) for k in ("carry", "images", "template")}
-        return cls(**lists, messages=data["messages"], sampling=data["sampling"])
+        carry, images, template = (tuple(data[k]) for k in ("carry", "images", "template"))
+        return cls(carry, images, template, data["messages"], data["sampling"], data["may_fetch"])
 
     @property
     def read(self) -> list[str]:
@@ -109,7 +111,8 @@ def resolve(config: RunConfig, schema: pa.Schema, *, where: str) -> Columns:
     if config.evaluate:
         for column in filter(None, (config.evaluate.gold, config.evaluate.by)):
             need(column, "evaluate")
-    return Columns(tuple(carry), tuple(config.input.images), tuple(template), messages, sampling)
+    may_fetch = messages is not None or any(is_uri_type(schema.field(c).type) for c in config.input.images)
+    return Columns(tuple(carry), tuple(config.input.images), tuple(template), messages, sampling, may_fetch)
 
 
 def _check(ok: bool, column: str, schema: pa.Schema, use: str, wanted: str, where: str) -> None:
@@ -129,6 +132,11 @@ def is_string(kind: pa.DataType) -> bool:
 
 def is_list(kind: pa.DataType) -> bool:
     return bool(pt.is_list(kind) or pt.is_large_list(kind) or pt.is_fixed_size_list(kind))
+
+
+def is_uri_type(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds strings, or lists of them."""
+    return is_string(kind.value_type if is_list(kind) else kind)
 
 
 def is_image_type(kind: pa.DataType) -> bool:

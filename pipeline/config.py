@@ -239,8 +239,9 @@ class ImageConfig(Section):
 
 
 class RenderConfig(Section):
-    concurrency: int = Field(8, ge=1)
-    """Threads in each engine actor that fetch and decode images and fill templates."""
+    concurrency: int | None = Field(None, ge=1)
+    """Threads in each engine actor that fetch and decode images and fill templates. None: 16 where images may have to be
+    fetched, else half the cores and at most 8; more threads than that only take turns with the stepping thread."""
     images: ImageConfig = ImageConfig()
 
 

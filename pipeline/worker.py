@@ -5,6 +5,7 @@ them for the engine (chat template, tokens, image preprocessing), in order; the 
 bounded over all shards of the engine, so that decoded images wait for the engine and not the other way round.
 """
 
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -26,6 +27,11 @@ from pipeline.render.rows import Renderer
 from pipeline.request import Completion, Failure, Outcome, Prepared, Request, canonical_sha256
 
 CHUNK_ROWS = 16
+
+
+def default_concurrency(columns: Columns) -> int:
+    """Rendering threads where the job does not say; see `RenderConfig.concurrency`."""
+    return 16 if columns.may_fetch else max(1, min(8, len(os.sched_getaffinity(0)) // 2))
 
 
 class EngineDiedError(Exception):
@@ -93,7 +99,8 @@ class ShardWorker:
         self._parse = answers.parser(config.answer)
         self._answer_type = answers.answer_type(config.answer)
         self._answer_is_json = answers.is_json_text(config.answer)
-        self._render_pool = ThreadPoolExecutor(config.render.concurrency, thread_name_prefix="herd-render")
+        concurrency = config.render.concurrency or default_concurrency(columns)
+        self._render_pool = ThreadPoolExecutor(concurrency, thread_name_prefix="herd-render")
         self._prepare_thread = ThreadPoolExecutor(1, thread_name_prefix="herd-prepare")
         self._slots = Slots(max(2 * engine.info.max_num_seqs, 2 * CHUNK_ROWS))
         self._turn = threading.Lock()

@@ -121,6 +121,17 @@ class VllmEngine:
             {**settings, "max_model_len": self._max_model_len, "pid": os.getpid()},
         )
 
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Answers one short text, so that the first row does not pay for kernels, grammars and tokenizers."""
+        try:
+            self.add(0, self.prepare(Request((Message("user", ("Hello",)),), {"temperature": 0.0, "max_tokens": 2})))
+            while self.has_work():
+                self.step()
+        except RowError:
+            pass  # a context too short for a greeting is no reason not to start
+
     def prepare(self, request: Request) -> Prepared:
         params = self._sampling_params(request.sampling)
         conversation = [_openai(message) for message in request.messages]
