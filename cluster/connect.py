@@ -41,7 +41,7 @@ def connected(address: str | None, *, verbose: bool = False) -> Iterator[None]:
     try:
         with contextlib.nullcontext() if verbose else _silent_stderr():
             ray.init(
-                address=address,
+                address=address or "local",
                 log_to_driver=verbose,
                 logging_level=logging.WARNING if verbose else logging.CRITICAL,
                 **local,

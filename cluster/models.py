@@ -95,7 +95,8 @@ def find_profile(name: str) -> Profile | None:
     """The profile of this name, or of this hub id; None where Herd knows none."""
     wanted = name.lower()
     is_path = name.startswith((".", "/", "~")) or "://" in name or Path(name).is_dir()
-    if "behemoth" in wanted and not is_path:
+    is_meta = "llama" in wanted or "/" not in wanted  # others have given models of theirs the same name
+    if "behemoth" in wanted and is_meta and not is_path:
         return PROFILES["behemoth"]
     for profile in PROFILES.values():
         if wanted in (profile.name, (profile.hub_id or "").lower()):

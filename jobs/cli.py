@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from cluster.models import PROFILES, resolve_model, with_profile
 from jobs import __doc__ as _package_doc
@@ -89,7 +90,11 @@ def _job(options: dict[str, Any]) -> RunConfig:
     job, overrides = options.pop("job"), options.pop("overrides")
     if job is None:
         return adhoc_job(given, overrides)
-    own = [f"{k}={json.dumps(list(v) if isinstance(v, tuple) else v)}" for k, v in given.items() if v not in (None, ())]
+    own = [
+        f"{k}={json.dumps(list(v) if isinstance(v, tuple) else v, ensure_ascii=False)}"
+        for k, v in given.items()
+        if v not in (None, ())
+    ]
     return load_job(job, [*own, *overrides])
 
 
@@ -134,7 +139,8 @@ def run(as_json: bool, address: str | None, verbose: bool, **options: Any) -> No
     herd run job.yaml
     herd run job.yaml --set pool.max=8 --set limits.max_quarantined_fraction=0.05
     herd run --model scout-int4 --input s3://bucket/photos/ --image-column photo \\
-             --prompt 'Is there a cow in this photo?' --choice yes --choice no --output s3://bucket/cows
+             --prompt 'Is there a cow in this photo?' --choice yes --choice no \\
+             --set pool.accelerator=H100 --output s3://bucket/cows
 
     \b
     A job file:
@@ -243,6 +249,9 @@ def verify(out: str, endpoint_url: str | None, anonymous: bool, as_json: bool) -
     """Prove from the files alone that every planned row stands exactly once in data or quarantine.
 
     Exits with 0 if the run is complete, else with 4.
+
+    \b
+    herd verify s3://bucket/labels/digits
     """
     verdict = inspect.verdict(out, _storage(endpoint_url, anonymous))
     if as_json:
@@ -255,7 +264,7 @@ def verify(out: str, endpoint_url: str | None, anonymous: bool, as_json: bool) -
 
 @cli.command()
 @click.argument("out")
-@click.option("-n", "--rows", default=10, show_default=True, help="Rows to show.")
+@click.option("-n", "--rows", type=click.IntRange(min=1), default=10, show_default=True, help="Rows to show.")
 @click.option("--quarantine", is_flag=True, help="Show quarantined rows and why.")
 @click.option("--stage", help="With --quarantine: only this stage.")
 @_store_options
@@ -283,7 +292,7 @@ def show(
     for row in found:
         origin = row["lineage"]
         where = f"{str(origin['input_uri']).rsplit('/', 1)[-1]}:{origin['row_group']}:{origin['row']}"
-        table.add_row(*(str(row[n])[:200] for n in names), where)
+        table.add_row(*(Text(str(row[n])[:200]) for n in names), Text(where))
     stdout_console().print(table, highlight=False)
 
 
@@ -308,7 +317,12 @@ def models(as_json: bool) -> None:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the job.")
 @_json_option
 def doctor(job: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Check this machine, and what a job needs from it, before a run. Exits with 4 if a check fails."""
+    """Check this machine, and what a job needs from it, before a run. Exits with 4 if a check fails.
+
+    \b
+    herd doctor
+    herd doctor job.yaml
+    """
     from cluster.doctor import check_job, check_machine
 
     findings = check_machine()
@@ -320,7 +334,7 @@ def doctor(job: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
         for f in findings:
             colour = {"pass": "green", "warn": "yellow", "fail": "red"}[f.verdict]
-            table.add_row(f"[{colour}]{f.verdict}[/{colour}]", f.what, f.found, f.todo)
+            table.add_row(Text(f.verdict, style=colour), Text(f.what), Text(f.found), Text(f.todo))
         stdout_console().print(table, highlight=False)
     sys.exit(4 if any(f.verdict == "fail" for f in findings) else 0)
 
@@ -340,7 +354,8 @@ def main() -> None:
     """Entry point of the `herd` command."""
     try:
         cli.main(prog_name="herd", standalone_mode=False)
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):  # click turns the one into the other
+        click.echo("Stopped. If the run had begun, running the same command again resumes it.", err=True)
         sys.exit(130)
     except click.ClickException as e:
         e.show()
@@ -348,6 +363,3 @@ def main() -> None:
     except HerdError as e:
         click.echo(f"Error: {e}", err=True)
         sys.exit(e.exit_code)
-    except KeyboardInterrupt:
-        click.echo("Stopped before the run began.", err=True)
-        sys.exit(130)

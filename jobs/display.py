@@ -71,7 +71,7 @@ class Display:
         for event in figures.events:
             if event not in self._seen:
                 self._seen.add(event)
-                self._console.print(f"[yellow]{event}[/yellow]", highlight=False)
+                self._console.print(event, style="yellow", markup=False, highlight=False)
         done = figures.rows_before + figures.rows_ok + figures.rows_quarantined
         if self._live:
             self._bar.update(self._task, total=figures.rows_total, completed=done, sentence=sentence(figures))
@@ -119,7 +119,7 @@ def print_summary(
         why = Table(box=None, padding=(0, 2, 0, 2), show_header=False)
         for row in examples:
             name = str(row[key]) if key and key in row else f"row {row['lineage']['row']}"
-            why.add_row(name, f"{row['stage']}/{row['error_type']}", Text(str(row["message"])), style="yellow")
+            why.add_row(Text(name), f"{row['stage']}/{row['error_type']}", Text(str(row["message"])), style="yellow")
         console.print(why, highlight=False)
         if totals["rows_quarantined"] > len(examples):
             console.print(f"  and {totals['rows_quarantined'] - len(examples):,} more", highlight=False)

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from cluster.models import Profile
 from cluster.placement import engine_resources
 from pipeline import books
-from pipeline.config import RunConfig, StorageConfig
+from pipeline.config import OutputConfig, RunConfig, StorageConfig
 from pipeline.engine.vllm_names import check_names
 from pipeline.errors import ConfigError, before_the_run
 from pipeline.facts import now
@@ -33,7 +33,7 @@ def open_output(uri: str, storage: StorageConfig) -> Output:
 
 @before_the_run()
 def plan_facts(config: RunConfig) -> dict[str, Any]:
-    """What a job would do, from footers alone. Raises as `pipeline.run.prepare`."""
+    """What a job would do, from footers alone. Raises as `pipeline.books.prepare`."""
     check_names(config.engine, config.sampling)
     columns, schema, table = make_plan(config)
     per_shard = table["num_rows"]
@@ -74,7 +74,7 @@ def status_facts(uri: str, storage: StorageConfig) -> dict[str, Any]:
         "seconds_since_last_commit": None if age is None else round(age, 1),
         "model": record["model"]["name"],
         "weights_digest": record["model"]["weights_digest"],
-        "next": f"herd verify {uri}" if is_done else f"herd resume {uri}",
+        "next": f"herd {'verify' if is_done else 'resume'} {OutputConfig(uri=uri, storage=storage).arguments}",
     }
 
 

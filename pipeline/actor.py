@@ -19,7 +19,7 @@ from pipeline.columns import Columns
 from pipeline.config import RunConfig
 from pipeline.engine.base import Engine
 from pipeline.engine.echo import EchoEngine
-from pipeline.errors import HerdError
+from pipeline.errors import EngineStartError, HerdError
 from pipeline.model import ModelRef, localise
 from pipeline.worker import EngineDiedError, ShardWorker
 
@@ -53,10 +53,16 @@ class EngineActor:
     def __init__(self, job: EngineJob, ledger: Any) -> None:
         self._ledger = ledger
         started = time.perf_counter()
+        starts = ray.get(ledger.engine_starting.remote())
+        limit = job.config.pool.ceiling + job.config.limits.max_shard_attempts
         try:
+            if starts > limit:
+                raise EngineStartError(
+                    f"Engines were started {starts - 1} times in a row and died before they were ready"
+                )
             engine = start_engine(job)
-        except HerdError as e:
-            ray.get(ledger.engine_failed.remote(str(e)))
+        except Exception as e:  # whatever keeps an engine from starting is the run's end, and its reason
+            ray.get(ledger.engine_failed.remote(str(e) if isinstance(e, HerdError) else f"{type(e).__name__}: {e}"))
             raise
         self._name = f"{engine.info.name} #{ray.get_runtime_context().get_actor_id()[:8]}"
         self._worker = ShardWorker(job.config, job.columns, job.model, engine, self._name, job.run_id)

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -122,7 +123,12 @@ def prepare_resume(
     reach = storage if storage != StorageConfig() else config.output.storage
     config = config.model_copy(update={"output": OutputConfig(uri=uri, storage=reach)})
     output = Output(uri, Store(uri, reach))
-    model = resolve(config)
+    begun_with = record["model"]
+    if config.engine.kind == "vllm" and Path(begun_with["location"]).is_dir():
+        # a relative path in the job holds in the folder where the run was begun, not wherever it is resumed
+        model = replace(resolve(config.model_copy(update={"model": begun_with["location"]})), name=begun_with["name"])
+    else:
+        model = resolve(config)
     if changed := plan.differences(record["settings"]["digests"], model.digests):
         raise ConfigError(
             f"The model is not the one that the run began with: {'; '.join(changed)}",

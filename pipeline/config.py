@@ -160,6 +160,15 @@ class EchoConfig(Section):
     fail_on: str | None = None
     """Fail the row."""
 
+    @field_validator("die_on", "hang_on", "fail_on")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as e:
+            raise ValueError(f"the pattern does not compile: {e}") from None
+        return value
+
 
 class EngineConfig(BaseModel):
     """The engine: `kind` and `echo` are ours, every other key is vLLM's own engine argument."""

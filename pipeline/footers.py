@@ -15,7 +15,7 @@ from pipeline import plan
 from pipeline.columns import Columns, resolve
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.storage import CONCURRENCY, FileInfo, Store
+from pipeline.storage import CONCURRENCY, FileInfo, Store, storage_errors
 
 
 def make_plan(config: RunConfig) -> tuple[Columns, pa.Schema, pa.Table]:
@@ -56,7 +56,10 @@ def read_footer(store: Store, file: FileInfo) -> pq.FileMetaData:
     try:
         with store.open(file.uri) as f:
             return pq.ParquetFile(f).metadata
-    except (pa.ArrowInvalid, pa.ArrowIOError, EOFError) as e:
+    except (pa.ArrowInvalid, OSError, EOFError) as e:
+        if isinstance(e, OSError) and e.errno is not None:
+            with storage_errors(file.uri):
+                raise  # the network or the disk, not the file
         raise ConfigError(
             f"This is not a Parquet file, or it is cut short ({file.size:,} bytes): {str(e).splitlines()[0]}",
             where=file.uri,

@@ -23,6 +23,7 @@ class Ledger:
         self._progress, self._max_attempts, self._earlier = progress, max_shard_attempts, earlier
         self._attempts: Counter[int] = Counter()
         self._started = time.monotonic()
+        self._starts = 0
 
     def begin(self, shard: int) -> int | None:
         """The number of the attempt that starts now, from 1 and counting those of earlier sessions that are known; None
@@ -47,8 +48,14 @@ class Ledger:
     def shard_failed(self, shard: int, message: str) -> None:
         self._progress.failed_shards[shard] = message
 
+    def engine_starting(self) -> int:
+        """How many engines have begun to start since one was last ready, this one included."""
+        self._starts += 1
+        return self._starts
+
     def engine_ready(self, engine: str, facts: dict[str, Any]) -> None:
         self._progress.engines[engine] = facts
+        self._starts = 0
 
     def engine_figures(self, engine: str, figures: dict[str, float]) -> None:
         self._progress.engines[engine].update(figures)

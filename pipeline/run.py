@@ -89,13 +89,18 @@ def _answer(
         while not ended.wait(POLL_S):
             observe(ray.get(ledger.snapshot.remote()))
         progress: Progress = ray.get(ledger.snapshot.remote())
+    except ray.exceptions.RayError as e:
+        raise HerdError(
+            f"The Ray cluster was lost: {type(e).__name__}", todo=resume_advice(run.config.output)
+        ) from None
     except KeyboardInterrupt:
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)  # what it says of being cut off is no news
         done = len(run.output.committed())
         raise InterruptedRunError(
             f"Stopped with {done} of {run.table.num_rows} shards committed", todo=resume_advice(run.config.output)
         ) from None
     observe(progress)
-    if progress.engine_error:
+    if fault and progress.engine_error:
         raise EngineStartError(progress.engine_error, todo=f"Mend it, then: {resume_advice(run.config.output)}")
     if fault:
         raise _explained(fault[0], run)
@@ -107,7 +112,7 @@ def _dataset(run: PreparedRun, pending: list[plan.Shard], placement: Mapping[str
     context.target_max_block_size = None  # one block a read task: a shard is never split or merged
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its faults reach us as exceptions
     pool = run.config.pool
     rows = {shard: replayed.rows for shard, replayed in run.replayed.items()}
     source = ShardSource(pending, run.schema, run.config.input.storage, ledger, rows)

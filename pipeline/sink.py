@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
+import ray
 from ray.data import Datasink
 
 from pipeline.config import StorageConfig
@@ -34,4 +35,4 @@ class CommitSink(Datasink[None]):  # type: ignore[misc]
             else:
                 retried = self._resumed or block["lineage"].combine_chunks().field("attempt")[0].as_py() > 1
                 record = output.commit(block, self._run_id, may_have_leftovers=retried)
-            self._ledger.committed.remote(record)
+            ray.get(self._ledger.committed.remote(record))

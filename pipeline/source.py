@@ -44,8 +44,8 @@ def read_shard(shard: Shard, schema: pa.Schema, storage: StorageConfig) -> pa.Ta
     """
     store = Store(shard.input_uri, storage)
     check_unchanged(shard, store.stat(shard.input_uri))
-    whole_group_is_shard = shard.first_row == 0 and shard.num_bytes > CACHED_ROW_GROUP_BYTES
-    read = _read_row_group if whole_group_is_shard else _cached_row_group
+    is_large = shard.num_bytes > CACHED_ROW_GROUP_BYTES
+    read = _read_row_group if is_large else _cached_row_group
     group = read(shard.input_uri, shard.input_etag, shard.row_group, tuple(schema.names), storage)
     table = group.slice(shard.first_row, shard.num_rows)
     if table.num_rows != shard.num_rows:
@@ -72,11 +72,22 @@ def check_unchanged(shard: Shard, now: FileInfo) -> None:
 def _read_row_group(uri: str, etag: str, number: int, columns: tuple[str, ...], storage: StorageConfig) -> pa.Table:
     try:
         with Store(uri, storage).open(uri, block_size=8 * 2**20) as f:
-            return pq.ParquetFile(f).read_row_group(number, columns=list(columns)).select(list(columns))
-    except (pa.ArrowInvalid, pa.ArrowIOError, OSError) as e:
+            table = pq.ParquetFile(f).read_row_group(number, columns=list(columns)).select(list(columns))
+            return _without_dictionaries(table)
+    except (pa.ArrowInvalid, OSError) as e:
+        if isinstance(e, OSError) and e.errno is not None:
+            raise  # the network or the disk, not the file
         raise InputChangedError(
             f"Row group {number} cannot be read: {str(e).splitlines()[0]}", where=uri, todo="Write the file again."
         ) from None
+
+
+def _without_dictionaries(table: pa.Table) -> pa.Table:
+    """The table with dictionary columns as plain values: outputs hold none, see `pipeline.output`."""
+    for i, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            table = table.set_column(i, field.name, table[i].cast(field.type.value_type))
+    return table
 
 
 # A row group that holds several shards is decoded once by each reading process instead of once a shard.

@@ -92,10 +92,11 @@ class Store:
 
     def __init__(self, uri: str, storage: StorageConfig) -> None:
         self.protocol = uri.split("://", 1)[0] if "://" in uri else "file"
-        try:
-            self.fs = _filesystem(self.protocol, storage)
-        except (ValueError, ImportError) as e:
-            raise StorageError(f"`{self.protocol}://` is not a storage known here: {_short(e)}", where=uri) from None
+        if self.protocol not in ("file", "local", "s3"):
+            raise StorageError(
+                f"`{self.protocol}://` is not a storage known here", where=uri, todo="Use a local path or s3://."
+            )
+        self.fs = _filesystem(self.protocol, storage)
 
     @property
     def is_local(self) -> bool:

@@ -1,6 +1,6 @@
 """Proves from a run's own files that every planned row stands exactly once, in data or in quarantine.
 
-Reads the plan, the commit records, the listing, and of each Parquet file only the footer and two lineage columns.
+Reads the plan, the commit records, the listing, and of each Parquet file only the footer and three members of the lineage.
 """
 
 from concurrent.futures import ThreadPoolExecutor

@@ -43,13 +43,17 @@ def demo(with_s3: bool) -> None:
             f"s3://{BUCKET}/labels/digits",
             ["--endpoint-url", endpoint_url],
         )
-    click.echo(f"The server has stopped; its objects lie in {ROOT / BUCKET}.")
+    click.echo(f"The server has stopped; look at its objects with: herd show {ROOT / BUCKET}/labels/digits")
 
 
 def _run(overrides: list[str], output: str, reach: list[str]) -> None:
     cli.main(["run", str(HERE.relative_to(Path.cwd()) / "digits.yaml"), *overrides], standalone_mode=False)
     click.echo(f"$ herd verify {output}")
-    cli.main(["verify", output, *reach], standalone_mode=False)
+    try:
+        cli.main(["verify", output, *reach], standalone_mode=False)
+    except SystemExit as e:  # its exit code is the verdict
+        if e.code:
+            raise
 
 
 @contextlib.contextmanager
@@ -105,5 +109,5 @@ if __name__ == "__main__":
     except HerdError as e:
         click.echo(f"Error: {e}", err=True)
         sys.exit(e.exit_code)
-    except KeyboardInterrupt:
+    except (click.Abort, KeyboardInterrupt):
         sys.exit(130)

@@ -14,6 +14,9 @@ from pipeline.engine.base import Engine
 from pipeline.errors import RowError
 from pipeline.request import Completion, Failure, Prepared
 
+PATIENCE_S = 0.1
+"""How long an idle engine waits for a batch to fill."""
+
 Done = Callable[[int, Completion | Failure], None]
 
 
@@ -99,11 +102,14 @@ class EngineLoop:
     def _take(self) -> bool:
         """Admits what the engine has room for; waits while there is nothing to do; false once closed."""
         with self._wake:
-            while not self._is_admittable() and not self._engine.has_work():
+            admits = self._is_admittable()
+            while not admits and not self._engine.has_work():
                 if self._closed:
                     return False
-                self._wake.wait()
-            room = self._engine.info.max_num_seqs * 2 - len(self._under_way) if self._is_admittable() else 0
+                # an idle engine does not wait for a slow row: what is here is better than nothing
+                is_late = not self._wake.wait(timeout=PATIENCE_S if self._inbox else None)
+                admits = self._is_admittable() or (is_late and bool(self._inbox))
+            room = self._engine.info.max_num_seqs * 2 - len(self._under_way) if admits else 0
             taken = [self._inbox.popleft() for _ in range(min(max(room, 0), len(self._inbox)))]
         if taken and self.window.began is None:
             self.window.began = time.perf_counter()

@@ -22,6 +22,7 @@ from pipeline.request import Completion, Failure, Message, Prepared, Request, re
 # Set always: arguments built outside vLLM's own front ends would silently fall to 2048 tokens and 128 sequences.
 CPU_DEFAULTS = {"max_num_seqs": 128, "max_num_batched_tokens": 4096, "enforce_eager": True}
 GPU_DEFAULTS = {"max_num_seqs": 512, "max_num_batched_tokens": 8192}
+MAX_KEPT_PARAMS = 4096
 IMAGES_PER_PROMPT = 10  # vLLM's own limit is 999 and is profiled for; its authors advise at most 10
 
 
@@ -113,7 +114,6 @@ class VllmEngine:
         self._structured = StructuredOutputsParams(**shape) if shape else None
         self._shape = json.dumps(shape, sort_keys=True)
         self._params: dict[str, Any] = {}
-        self._keys: dict[str, int] = {}
         settings = {k: v for k, v in args.items() if k != "model"}
         self.info = EngineInfo(
             f"vllm {vllm.__version__}",
@@ -186,6 +186,8 @@ class VllmEngine:
 
     def _sampling_params(self, sampling: dict[str, Any]) -> Any:
         key = json.dumps(sampling, sort_keys=True, default=str)
+        if len(self._params) > MAX_KEPT_PARAMS:
+            self._params.clear()  # a seed of its own for each row must not fill the memory
         if key not in self._params:
             # vLLM needs the text itself only to look for stop strings in it
             wants_text = bool(sampling.get("stop")) or sampling.get("skip_special_tokens") is False

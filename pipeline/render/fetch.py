@@ -131,7 +131,7 @@ class Fetcher:
                     headers=ACCEPT,
                     redirect=False,
                     preload_content=False,
-                    retries=urllib3.Retry(connect=1, read=0, redirect=0, status=0, other=0, backoff_factor=0.2),
+                    retries=urllib3.Retry(connect=0, read=0, redirect=0, status=0, other=0, backoff_factor=0.2),
                     timeout=urllib3.Timeout(total=max(0.01, deadline - time.monotonic())),
                 )
                 try:

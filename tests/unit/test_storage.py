@@ -223,7 +223,7 @@ def test_storage_error_keeps_its_cause_and_long_texts_short() -> None:
 
 def test_unknown_protocol_refused() -> None:
     message = refused(lambda: Store("nosuch://a", StorageConfig()))
-    assert message.startswith("`nosuch://` is not a storage known here: ")
+    assert message.startswith("`nosuch://` is not a storage known here")
 
 
 def test_etag_changes_when_the_file_does(store: Store, tmp_path: Path) -> None:
