@@ -1,5 +1,6 @@
 """Facts about jobs and runs for the commands that only look: plan, status, verify, show, models."""
 
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -97,15 +98,4 @@ def rows(
 
 def profile_facts(profile: Profile) -> dict[str, Any]:
     """A profile as plain data."""
-    return {
-        "name": profile.name,
-        "hub_id": profile.hub_id,
-        "summary": profile.summary,
-        "total_parameters_b": profile.total_parameters_b,
-        "experts": profile.experts,
-        "context_tokens": profile.context_tokens,
-        "engine": profile.engine,
-        "gpus": profile.gpus,
-        "licence": profile.licence,
-        "refused": profile.refused,
-    }
+    return asdict(profile)

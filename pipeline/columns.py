@@ -46,8 +46,13 @@ class Columns:
     @property
     def read(self) -> list[str]:
         """Every column that is read, once each."""
+        return list(dict.fromkeys([*self.carry, *self.rendered]))
+
+    @property
+    def rendered(self) -> list[str]:
+        """The columns that a request is made from, once each."""
         extra = [c for c in (self.messages, self.sampling) if c]
-        return list(dict.fromkeys([*self.carry, *self.images, *self.template, *extra]))
+        return list(dict.fromkeys([*self.images, *self.template, *extra]))
 
 
 def resolve(config: RunConfig, schema: pa.Schema, *, where: str) -> Columns:

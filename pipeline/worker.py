@@ -8,10 +8,10 @@ bounded over all shards of the engine, so that decoded images wait for the engin
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -24,9 +24,12 @@ from pipeline.errors import RowError, Stage
 from pipeline.model import ModelRef
 from pipeline.output import LINEAGE, QUARANTINED_FIELDS, SECONDS, answered_fields
 from pipeline.render.rows import Renderer
-from pipeline.request import Completion, Failure, Outcome, Prepared, Request, canonical_sha256
+from pipeline.request import Completion, Failure, Outcome, Request, canonical_sha256
 
 CHUNK_ROWS = 16
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 def default_concurrency(columns: Columns) -> int:
@@ -36,6 +39,16 @@ def default_concurrency(columns: Columns) -> int:
 
 class EngineDiedError(Exception):
     """The engine died while rows of this shard were under way."""
+
+
+def _guarded(act: Callable[[Given], Made], given: Given) -> Made | Failure:
+    """What `act` makes of one row, or how it failed: one odd row must not end the run, whatever it made our code do."""
+    try:
+        return act(given)
+    except RowError as e:
+        return Failure.of(e)
+    except Exception as e:
+        return Failure.of(RowError(Stage.RENDER, "unexpected", f"{type(e).__name__}: {e}"))
 
 
 class Slots:
@@ -145,30 +158,20 @@ class ShardWorker:
         return self._table(block, outcomes, attempt, time.perf_counter() - started)
 
     def _enter(self, block: pa.Table, pending: _Pending) -> None:
-        needed = [*self._columns.images, *self._columns.template]
-        needed += [c for c in (self._columns.messages, self._columns.sampling) if c]
-        source = block.select(list(dict.fromkeys(needed)))
+        source = block.select(self._columns.rendered)
         for start in range(0, block.num_rows, CHUNK_ROWS):
-            chunk = source.slice(start, CHUNK_ROWS)
-            self._slots.take(min(CHUNK_ROWS, block.num_rows - start))
+            count = min(CHUNK_ROWS, block.num_rows - start)
+            self._slots.take(count)
             if pending.death is not None:
                 return
-            self._loop.announce(min(CHUNK_ROWS, block.num_rows - start))
+            self._loop.announce(count)
             # a table without columns has no rows to list; a prompt may well use no column at all
-            rows = chunk.to_pylist() if needed else [{}] * min(CHUNK_ROWS, block.num_rows - start)
+            rows = source.slice(start, count).to_pylist() if source.num_columns else [{}] * count
             rendered = self._render_pool.submit(self._render, rows)
             self._prepare_thread.submit(self._prepare, rendered, start, pending)
 
     def _render(self, rows: Sequence[dict[str, Any]]) -> list[Request | Failure]:
-        out: list[Request | Failure] = []
-        for row in rows:
-            try:
-                out.append(self._renderer.render(row))
-            except RowError as e:
-                out.append(Failure.of(e))
-            except Exception as e:  # one odd row must not end the run, whatever it made our code do
-                out.append(Failure.of(RowError(Stage.RENDER, "unexpected", f"{type(e).__name__}: {e}")))
-        return out
+        return [_guarded(self._renderer.render, row) for row in rows]
 
     def _prepare(self, rendered: "Future[list[Request | Failure]]", start: int, pending: _Pending) -> None:
         try:
@@ -177,7 +180,7 @@ class ShardWorker:
             return  # the worker is being closed
         works = []
         for index, request in enumerate(requests, start):
-            result = self._prepared(request)
+            result = request if isinstance(request, Failure) else _guarded(self._engine.prepare, request)
             if isinstance(result, Failure):
                 pending.done(index, result)
                 continue
@@ -185,16 +188,6 @@ class ShardWorker:
             pending.asked[index] = (result.request_sha256, request.sampling)
             works.append(Work(index, result, pending.done))
         self._loop.submit(works, settled=len(requests))
-
-    def _prepared(self, request: Request | Failure) -> Prepared | Failure:
-        if isinstance(request, Failure):
-            return request
-        try:
-            return self._engine.prepare(request)
-        except RowError as e:
-            return Failure.of(e)
-        except Exception as e:  # as in _render
-            return Failure.of(RowError(Stage.RENDER, "unexpected", f"{type(e).__name__}: {e}"))
 
     def _on_death(self, death: BaseException) -> None:
         with self._registry:

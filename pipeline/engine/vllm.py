@@ -133,7 +133,8 @@ class VllmEngine:
             pass  # a context too short for a greeting is no reason not to start
 
     def prepare(self, request: Request) -> Prepared:
-        params = self._sampling_params(request.sampling)
+        sampling = json.dumps(request.sampling, sort_keys=True, default=str)
+        params = self._sampling_params(sampling, request.sampling)
         conversation = [_openai(message) for message in request.messages]
         try:
             _, (inputs,) = self._renderer.render_chat([conversation], self._chat_params, self._tokenize_params)
@@ -147,8 +148,7 @@ class VllmEngine:
         ids = inputs["prompt_token_ids"]
         if len(ids) >= self._max_model_len:
             raise self._too_long(f"the prompt has {len(ids)} tokens and the context holds {self._max_model_len}")
-        shape = json.dumps(request.sampling, sort_keys=True, default=str) + self._shape
-        return Prepared(ids, request_sha256(ids, request.images, shape), (inputs, params))
+        return Prepared(ids, request_sha256(ids, request.images, sampling + self._shape), (inputs, params))
 
     def add(self, key: int, prepared: Prepared) -> None:
         inputs, params = prepared.payload
@@ -184,8 +184,8 @@ class VllmEngine:
             out[i] = text
         return out
 
-    def _sampling_params(self, sampling: dict[str, Any]) -> Any:
-        key = json.dumps(sampling, sort_keys=True, default=str)
+    def _sampling_params(self, key: str, sampling: dict[str, Any]) -> Any:
+        """vLLM's parameters for a row's sampling; `key` is its canonical JSON."""
         if len(self._params) > MAX_KEPT_PARAMS:
             self._params.clear()  # a seed of its own for each row must not fill the memory
         if key not in self._params:
