@@ -13,8 +13,9 @@ from cluster.models import PROFILES, resolve_model, with_profile
 from jobs import __doc__ as _package_doc
 from jobs import inspect
 from jobs.display import print_summary, stdout_console
-from jobs.jobfile import adhoc_job, load_job
+from jobs.jobfile import adhoc_job, amended, load_job
 from pipeline import __version__
+from pipeline.budget import allowed_rows
 from pipeline.config import RunConfig, StorageConfig
 from pipeline.errors import HerdError
 
@@ -43,6 +44,10 @@ def cli() -> None:
     """
 
 
+def _set_option(f: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the job.")(f)
+
+
 def _json_option(f: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")(f)
 
@@ -69,7 +74,7 @@ def _job_options(f: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--output", help="Folder for the results: a path or s3://."),
             click.option("--max-tokens", type=int, help="Output tokens a row at most."),
             click.option("--choice", multiple=True, help="Allowed answer; repeat for each."),
-            click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the job."),
+            _set_option,
         )
     ):
         f = option(f)
@@ -123,8 +128,9 @@ def _report(finished: Any, as_json: bool) -> None:
             totals, output=config.output, figures=finished.figures, agreements=agreements, examples=examples, key=key
         )
     if not finished.is_within_limits:
-        limit = config.limits.max_quarantined_fraction
-        click.echo(f"More rows were quarantined than limits.max_quarantined_fraction = {limit:g} allows.", err=True)
+        allowed = allowed_rows(config.limits, totals["rows_in"])
+        fraction = f"limits.max_quarantined_fraction = {config.limits.max_quarantined_fraction:g}"
+        click.echo(f"More rows were quarantined than {fraction} allows, or the {allowed:,.0f} of all limits.", err=True)
         sys.exit(3)
 
 
@@ -175,27 +181,47 @@ def plan(as_json: bool, **options: Any) -> None:
 
 @cli.command()
 @click.argument("out")
+@_set_option
 @_store_options
 @_cluster_options
 @_json_option
 def resume(
-    out: str, endpoint_url: str | None, anonymous: bool, as_json: bool, address: str | None, verbose: bool
+    out: str,
+    overrides: tuple[str, ...],
+    endpoint_url: str | None,
+    anonymous: bool,
+    as_json: bool,
+    address: str | None,
+    verbose: bool,
 ) -> None:
     """Continue the run in folder OUT with what is not committed yet.
 
+    Settings that change no answer may be set anew: pool, limits, rendering threads, batch sizes.
+
     \b
     herd resume ./out/digits
+    herd resume ./out/digits --set pool.max=8 --set limits.max_quarantined_fraction=0.1
     """
     from jobs.launch import resume_run
 
-    storage = _storage(endpoint_url, anonymous)
-    _report(resume_run(out, storage, address=address, quiet=as_json, verbose=verbose), as_json)
+    _report(
+        resume_run(
+            out,
+            _storage(endpoint_url, anonymous),
+            amend=lambda config: amended(config, overrides),
+            address=address,
+            quiet=as_json,
+            verbose=verbose,
+        ),
+        as_json,
+    )
 
 
 @cli.command()
 @click.argument("out")
 @click.option("--stage", help="Only rows that failed at this stage: image, render, engine, answer.")
 @click.option("--type", "error_type", help="Only rows with this error type.")
+@_set_option
 @_store_options
 @_cluster_options
 @_json_option
@@ -203,6 +229,7 @@ def replay(
     out: str,
     stage: str | None,
     error_type: str | None,
+    overrides: tuple[str, ...],
     endpoint_url: str | None,
     anonymous: bool,
     as_json: bool,
@@ -211,17 +238,30 @@ def replay(
 ) -> None:
     """Ask the quarantined rows of a finished run again, and merge what comes back.
 
+    They may be asked otherwise than at first; commit records keep what became of earlier attempts.
+
     \b
     herd replay ./out/digits
     herd replay ./out/digits --stage image --type image_timeout
+    herd replay ./out/digits --type answer_cut --set sampling.max_tokens=256
     """
     from jobs.launch import replay_run
 
     def keep(row: dict[str, Any]) -> bool:
         return (stage is None or row["stage"] == stage) and (error_type is None or row["error_type"] == error_type)
 
-    storage = _storage(endpoint_url, anonymous)
-    _report(replay_run(out, storage, keep, address=address, quiet=as_json, verbose=verbose), as_json)
+    _report(
+        replay_run(
+            out,
+            _storage(endpoint_url, anonymous),
+            keep,
+            amend=lambda config: amended(config, overrides),
+            address=address,
+            quiet=as_json,
+            verbose=verbose,
+        ),
+        as_json,
+    )
 
 
 @cli.command()

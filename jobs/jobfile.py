@@ -48,6 +48,22 @@ def adhoc_job(given: dict[str, Any], overrides: Sequence[str] = ()) -> RunConfig
     return parse_config(data)
 
 
+def amended(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The job of an earlier run with `key.path=value` overrides.
+
+    Raises:
+        ConfigError: it does not check, or an override would send the output elsewhere.
+    """
+    if not overrides:
+        return config
+    data = config.model_dump(mode="json", exclude_unset=True)
+    apply_overrides(data, overrides)
+    changed = parse_config(data, where="--set")
+    if changed.output.uri != config.output.uri:
+        raise ConfigError("A run stays where its output is", where="--set output.uri")
+    return changed
+
+
 def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> None:
     for override in overrides:
         key, equals, value = override.partition("=")

@@ -13,6 +13,7 @@ from cluster.models import resolve_model, with_profile
 from cluster.placement import check_room, engine_resources
 from jobs.display import Display
 from pipeline import books
+from pipeline.budget import allowed_rows
 from pipeline.config import RunConfig, StorageConfig
 from pipeline.engine.vllm_names import check_names
 from pipeline.errors import before_the_run
@@ -32,8 +33,8 @@ class Finished:
     @property
     def is_within_limits(self) -> bool:
         """Whether no more rows were quarantined than `limits` allow."""
-        allowed = self.run.config.limits.max_quarantined_fraction
-        return bool(self.totals["rows_quarantined"] <= allowed * max(1, self.totals["rows_in"]))
+        allowed = allowed_rows(self.run.config.limits, self.totals["rows_in"])
+        return bool(self.totals["rows_quarantined"] <= allowed)
 
 
 def run_job(config: RunConfig, *, address: str | None = None, quiet: bool = False, verbose: bool = False) -> Finished:
@@ -50,11 +51,19 @@ def run_job(config: RunConfig, *, address: str | None = None, quiet: bool = Fals
 
 
 def resume_run(
-    uri: str, storage: StorageConfig, *, address: str | None = None, quiet: bool = False, verbose: bool = False
+    uri: str,
+    storage: StorageConfig,
+    *,
+    amend: books.Amend = lambda config: config,
+    address: str | None = None,
+    quiet: bool = False,
+    verbose: bool = False,
 ) -> Finished:
-    """Continues the run in an output folder by its own plan. Raises as `run_job`."""
+    """Continues the run in an output folder by its own plan, with settings of speed and limits as `amend` makes them.
+    Raises as `run_job`."""
+    revision = find_git_revision(os.getcwd())
     with before_the_run():
-        prepared = books.prepare_resume(uri, storage, resolve_model, git_revision=find_git_revision(os.getcwd()))
+        prepared = books.prepare_resume(uri, storage, resolve_model, amend=amend, git_revision=revision)
     return _finish(prepared, address, quiet, verbose)
 
 
@@ -63,17 +72,27 @@ def replay_run(
     storage: StorageConfig,
     keep: Callable[[dict[str, Any]], bool],
     *,
+    amend: books.Amend = lambda config: config,
     address: str | None = None,
     quiet: bool = False,
     verbose: bool = False,
 ) -> Finished:
-    """Asks again those quarantined rows for which `keep` holds, and merges what comes back. Raises as `run_job`."""
+    """Asks again those quarantined rows for which `keep` holds, as `amend` would have them asked, and merges what comes
+    back. Raises as `run_job`."""
+    revision = find_git_revision(os.getcwd())
     with before_the_run():
-        prepared = books.prepare_replay(uri, storage, resolve_model, keep, git_revision=find_git_revision(os.getcwd()))
+        prepared = books.prepare_replay(uri, storage, resolve_model, keep, amend=amend, git_revision=revision)
     return _finish(prepared, address, quiet, verbose)
 
 
 def _finish(prepared: books.PreparedRun, address: str | None, quiet: bool, verbose: bool) -> Finished:
+    try:
+        return _carried_out(prepared, address, quiet, verbose)
+    finally:
+        prepared.lease.release()
+
+
+def _carried_out(prepared: books.PreparedRun, address: str | None, quiet: bool, verbose: bool) -> Finished:
     if not prepared.pending:
         return Finished(prepared, books.close(prepared, Progress()), None)
     config = prepared.config

@@ -1,11 +1,13 @@
-"""The engine actor of a Ray Data pool: starts one engine, takes whole shards, several at a time.
+"""The engine actor of a Ray Data pool: takes whole shards, several at a time, has them answered, and commits them.
 
-A dead engine ends the actor's process, because Ray restarts a process and gives its shards back; the ledger's count of
-attempts keeps that from going on for ever.
+The engine itself is a process of the actor's (`pipeline.host`), so that what kills an engine leaves the actor, its shards
+and the answers of theirs alone. What kills the actor is for Ray, which starts another and gives it the shards that were
+not committed.
 """
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,78 +17,120 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from pipeline.columns import Columns
-from pipeline.config import RunConfig
-from pipeline.engine.base import Engine
-from pipeline.engine.echo import EchoEngine
-from pipeline.errors import EngineStartError, HerdError
-from pipeline.model import ModelRef, localise
-from pipeline.worker import EngineDiedError, ShardWorker
+from pipeline.accounts import account, history
+from pipeline.engine.base import EngineInfo
+from pipeline.errors import EngineStartError
+from pipeline.host.host import EngineHost, Events
+from pipeline.host.process import EngineJob
+from pipeline.lease import Token
+from pipeline.ledger import Permit
+from pipeline.output import Output
+from pipeline.storage import Store
+
+COMMITTING = 2
+"""Shards beyond those on the engine that may be in the hands of the commit, so that the engine never waits for it."""
+ASK_AGAIN_S = 0.5
+COMMITTED = pa.schema([("shard", pa.int32())])
 
 
 @dataclass(frozen=True)
-class EngineJob:
+class ActorJob:
     """All that an engine actor needs to know of the run."""
 
-    config: RunConfig
-    columns: Columns
-    model: ModelRef
+    engine: EngineJob
     run_id: str
-
-
-def start_engine(job: EngineJob) -> Engine:
-    """The job's engine, ready.
-
-    Raises:
-        HerdError: it cannot start, and why.
-    """
-    if job.config.engine.kind == "echo":
-        return EchoEngine(job.config)
-    from pipeline.engine.vllm import VllmEngine
-
-    return VllmEngine(job.config, job.model, localise(job.model.location, job.config.input.storage))
+    output_uri: str
+    token: Token
+    max_rows: int
+    """Rows of the largest shard."""
+    merges: bool
+    """Blocks hold only some rows of shards that are committed already, and replace these rows."""
 
 
 class EngineActor:
-    """A callable class for `Dataset.map_batches`."""
+    """A callable class for `Dataset.map_batches`: a block with a shard's rows in, a row with the shard's number out."""
 
-    def __init__(self, job: EngineJob, ledger: Any) -> None:
-        self._ledger = ledger
-        started = time.perf_counter()
-        starts = ray.get(ledger.engine_starting.remote())
-        limit = job.config.pool.ceiling + job.config.limits.max_shard_attempts
+    def __init__(self, job: ActorJob, ledger: Any) -> None:
+        self._job, self._ledger = job, ledger
+        context = ray.get_runtime_context()
+        self._node, self._id = context.get_node_id(), context.get_actor_id()[:8]
+        self._name = ""
+        config = job.engine.config
+        self._output = Output(
+            job.output_uri, Store(job.output_uri, config.output.storage, retry_s=config.output.storage.retry_s)
+        )
+        self._busy = 0
+        self._counting = threading.Lock()
+        self._threads = ThreadPoolExecutor(config.pool.shards_in_flight + COMMITTING, thread_name_prefix="herd-shard")
+        events = Events(
+            ready=self._ready,
+            figures=lambda figures: ledger.engine_figures.remote(self._name, figures),
+            died=lambda kind, message: ledger.engine_died.remote(self._name, kind, message),
+            noted=lambda message: ledger.noted.remote(f"{self._name}: {message}"),
+        )
         try:
-            if starts > limit:
-                raise EngineStartError(
-                    f"Engines were started {starts - 1} times in a row and died before they were ready"
-                )
-            engine = start_engine(job)
-        except Exception as e:  # whatever keeps an engine from starting is the run's end, and its reason
-            ray.get(ledger.engine_failed.remote(str(e) if isinstance(e, HerdError) else f"{type(e).__name__}: {e}"))
+            self._host = EngineHost(job.engine, max_rows=job.max_rows, events=events)
+        except EngineStartError as e:
+            ray.get(ledger.engine_failed.remote(str(e)))
             raise
-        self._name = f"{engine.info.name} #{ray.get_runtime_context().get_actor_id()[:8]}"
-        self._worker = ShardWorker(job.config, job.columns, job.model, engine, self._name, job.run_id)
-        self._threads = ThreadPoolExecutor(job.config.pool.shards_in_flight, thread_name_prefix="herd-shard")
-        facts = {
-            **engine.info.facts,
-            "node": ray.get_runtime_context().get_node_id()[:12],
-            "start_s": round(time.perf_counter() - started, 2),
-        }
-        ray.get(ledger.engine_ready.remote(self._name, facts))
+
+    def _ready(self, info: EngineInfo, seconds: float) -> None:
+        self._name = f"{info.name} #{self._id}"
+        facts = {**info.facts, "node": self._node[:12], "start_s": round(seconds, 2)}
+        ray.get(self._ledger.engine_ready.remote(self._name, facts))
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
-        out = await asyncio.get_running_loop().run_in_executor(self._threads, self._answer, block)
-        if out is not None:
-            yield out
+        shard = await asyncio.get_running_loop().run_in_executor(self._threads, self._carry, block)
+        if shard is not None:
+            yield pa.table({"shard": [shard]}, COMMITTED)
 
-    def _answer(self, block: pa.Table) -> pa.Table | None:
-        attempt = ray.get(self._ledger.begin.remote(block["__herd_shard"][0].as_py()))
+    def _carry(self, block: pa.Table) -> int | None:
+        """Answers and commits one shard; None if it may not be begun."""
+        shard = int(block["__herd_shard"][0].as_py())
+        attempt = self._begin(shard)
         if attempt is None:
             return None
         try:
-            answered = self._worker.answer(block, attempt)
-            self._ledger.engine_figures.remote(self._name, self._worker.figures())
-            return answered
-        except EngineDiedError as e:
-            ray.get(self._ledger.engine_died.remote(self._name, str(e)))
-            os._exit(1)
+            rows = block.select(list(dict.fromkeys([*self._job.engine.columns.rendered, "__herd_row"])))
+            answered = self._host.answer(rows)
+            whole = account(
+                block,
+                answered,
+                attempt,
+                columns=self._job.engine.columns,
+                model=self._job.engine.model,
+                run_id=self._job.run_id,
+                engine=self._name,
+            )
+            past = history(block, answered, attempt)
+            if self._job.merges:
+                record = self._output.merge(whole, self._job.run_id, self._job.token, history=past)
+            else:
+                is_retry = attempt > 1 or self._job.token.was_taken_over
+                record = self._output.commit(whole, self._job.run_id, self._job.token, history=past, is_retry=is_retry)
+            ray.get(self._ledger.committed.remote(record))
+        except EngineStartError as e:
+            ray.get(self._ledger.engine_failed.remote(str(e)))
+            raise
+        finally:
+            with self._counting:
+                self._busy -= 1
+        return shard
+
+    def _begin(self, shard: int) -> int | None:
+        """The attempt's number once the shard may be begun. On a node that is being drained nothing may: when the last
+        shard in flight is committed, this process ends, and Ray starts another elsewhere that gets what still waits."""
+        while True:
+            with self._counting:
+                self._busy += 1
+            permit, attempt = ray.get(self._ledger.begin.remote(shard, self._node))
+            if permit is Permit.GO:
+                return int(attempt)
+            with self._counting:
+                self._busy -= 1
+                is_idle = self._busy == 0
+            if permit is Permit.NEVER:
+                return None
+            if is_idle:
+                os._exit(0)
+            time.sleep(ASK_AGAIN_S)

@@ -5,8 +5,10 @@ what has a commit record; the books only say what there is to do.
 """
 
 import base64
+import contextlib
 import json
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -17,13 +19,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import plan
+from pipeline.answers import answer_type
 from pipeline.columns import Columns
+from pipeline.columns import resolve as resolve_columns
 from pipeline.config import OutputConfig, RunConfig, StorageConfig
 from pipeline.config_errors import parse_config
 from pipeline.engine.vllm_names import check_names
 from pipeline.errors import ConfigError, HerdError
 from pipeline.facts import host_facts, now, versions
 from pipeline.footers import make_plan
+from pipeline.lease import NAME as LEASE_NAME
+from pipeline.lease import Lease, check, held
 from pipeline.model import ModelRef
 from pipeline.output import SCHEMA_VERSION, Output
 from pipeline.progress import Progress
@@ -32,7 +38,7 @@ from pipeline.storage import Store
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """Rows of a shard (counted within the row group) that are asked again, and the attempts that they had."""
+    """Rows of a shard (counted within the row group) that are asked again, and the most attempts that one of them had."""
 
     rows: frozenset[int]
     attempts: int
@@ -51,7 +57,8 @@ class PreparedRun:
     table: pa.Table
     committed: frozenset[int]
     """Shards with a commit record, when the session began."""
-    resumed: bool
+    lease: Lease
+    """Held from the first word written until the run is closed or given up."""
     replayed: Mapping[int, Replayed] = field(default_factory=dict)
     """For a replay: by shard, the quarantined rows to ask again."""
 
@@ -64,29 +71,58 @@ class PreparedRun:
 
 
 def prepare(config: RunConfig, model: ModelRef, *, git_revision: str | None = None) -> PreparedRun:
-    """Plans the run and records the plan in the output, or finds what an earlier session of the same job did there.
+    """Plans the run and records the plan in the output, or finds what an earlier session of the same job did there. From
+    here on the output is this session's, until the prepared run's lease is released.
 
     Raises:
         ConfigError: the job cannot run on this input, or the output holds another run.
         StorageError: an input or the output is missing, forbidden or out of reach.
+        FencedError: another session writes the output.
     """
     check_names(config.engine, config.sampling)
-    output = Output(config.output.uri, Store(config.output.uri, config.output.storage))
-    columns, schema, table = make_plan(config)
+    planned = make_plan(config)
     settings = plan.answer_settings(config, model.digests)
-    mark = plan.fingerprint(settings, table)
-    if output.has("run.json"):
-        record = output.read_run()
-        if record["fingerprint"] != mark:
-            raise _another_run(output, record, settings, table)
-        return _again(config, model, output, record, (columns, schema, table), git_revision)
+    mark = plan.fingerprint(settings, planned[2])
+    output = _output(config.output)
+    if not output.has("run.json"):
+        _check_ours(output)
+
+    def record(lease: Lease) -> PreparedRun:
+        if output.has("run.json"):
+            earlier = output.read_run()
+            if earlier["fingerprint"] != mark:
+                raise _another_run(output, earlier, settings, planned[2])
+            return _again(config, model, output, lease, earlier, planned, git_revision)
+        return _open(config, model, output, lease, settings, mark, planned, git_revision)
+
+    return held(output.uri, output.store, config.limits.lease_s, record)  # type: ignore[no-any-return]
+
+
+def _output(config: OutputConfig) -> Output:
+    return Output(config.uri, Store(config.uri, config.storage, retry_s=config.storage.retry_s))
+
+
+def _check_ours(output: Output) -> None:
     foreign = None if output.has("plan.parquet") else output.store.first_below(output.uri)
-    if foreign:
+    if foreign and not foreign.endswith(f"/{LEASE_NAME}"):
         raise ConfigError(
             f"The output folder holds files that are not a run's, first {foreign}",
             where=output.uri,
             todo="Choose an empty or new folder.",
         )
+
+
+def _open(
+    config: RunConfig,
+    model: ModelRef,
+    output: Output,
+    lease: Lease,
+    settings: dict[str, Any],
+    mark: str,
+    planned: tuple[Columns, pa.Schema, pa.Table],
+    git_revision: str | None,
+) -> PreparedRun:
+    columns, schema, table = planned
     run_id = f"{config.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
     output.put_table("plan.parquet", table, {"herd.run_id": run_id, "herd.schema_version": str(SCHEMA_VERSION)})
     record = {
@@ -106,39 +142,70 @@ def prepare(config: RunConfig, model: ModelRef, *, git_revision: str | None = No
         "sessions": [_session(git_revision)],
     }
     output.put_json("run.json", record)
-    return PreparedRun(config, model, output, run_id, columns, schema, table, frozenset(), resumed=False)
+    return PreparedRun(config, model, output, run_id, columns, schema, table, frozenset(), lease)
+
+
+Amend = Callable[[RunConfig], RunConfig]
 
 
 def prepare_resume(
-    uri: str, storage: StorageConfig, resolve: Callable[[RunConfig], ModelRef], *, git_revision: str | None = None
+    uri: str,
+    storage: StorageConfig,
+    resolve: Callable[[RunConfig], ModelRef],
+    *,
+    amend: Amend = lambda config: config,
+    git_revision: str | None = None,
 ) -> PreparedRun:
     """The run in an output folder, by its own plan: inputs are not listed again, and a file that changed since costs its
-    own shards only. `resolve` finds the model, which must still have the digests that the run began with.
+    own shards only. `resolve` finds the model, which must still have the digests that the run began with. `amend` may
+    change settings that change no answer: pool, limits, render threads, engine settings of speed.
 
     Raises:
-        ConfigError: there is no run, or its model is another one now.
+        ConfigError: there is no run, or its model is another one now, or `amend` changed an answer's setting.
+        FencedError: another session writes the output.
     """
-    config, record = reopen(uri, Store(uri, storage))
-    # the run is where it was found, which need not be where it was begun
-    reach = storage if storage != StorageConfig() else config.output.storage
-    config = config.model_copy(update={"output": OutputConfig(uri=uri, storage=reach)})
-    output = Output(uri, Store(uri, reach))
-    begun_with = record["model"]
-    if config.engine.kind == "vllm" and Path(begun_with["location"]).is_dir():
-        # a relative path in the job holds in the folder where the run was begun, not wherever it is resumed
-        model = replace(resolve(config.model_copy(update={"model": begun_with["location"]})), name=begun_with["name"])
-    else:
-        model = resolve(config)
+    begun, record = _found(uri, storage)
+    config = amend(begun)
+    if changed := plan.differences(plan.answer_settings(begun, {}), plan.answer_settings(config, {})):
+        raise ConfigError(
+            f"A run goes on as it began; this would change answers: {'; '.join(changed)}",
+            where=uri,
+            todo="Run the changed job on a new output, or ask only quarantined rows again, with `herd replay --set`.",
+        )
+    model = _model_of(config, record, resolve)
     if changed := plan.differences(record["settings"]["digests"], model.digests):
         raise ConfigError(
             f"The model is not the one that the run began with: {'; '.join(changed)}",
             where=model.location,
             todo="Put that model back, or run the job on a new output.",
         )
-    columns = Columns.from_json(record["columns"])
+    output = _output(config.output)
+
+    def take(lease: Lease) -> PreparedRun:
+        return _again(config, model, output, lease, output.read_run(), _planned(output, record), git_revision)
+
+    return held(output.uri, output.store, config.limits.lease_s, take)  # type: ignore[no-any-return]
+
+
+def _found(uri: str, storage: StorageConfig) -> tuple[RunConfig, dict[str, Any]]:
+    """The job of the run in a folder, with the output where it was found, which need not be where it was begun."""
+    config, record = reopen(uri, Store(uri, storage))
+    reach = storage if storage != StorageConfig() else config.output.storage
+    return config.model_copy(update={"output": OutputConfig(uri=uri, storage=reach)}), record
+
+
+def _model_of(config: RunConfig, record: dict[str, Any], resolve: Callable[[RunConfig], ModelRef]) -> ModelRef:
+    begun_with = record["model"]
+    is_same = config.model == record["config"]["model"]
+    if is_same and config.engine.kind == "vllm" and Path(begun_with["location"]).is_dir():
+        # a relative path in the job holds in the folder where the run was begun, not wherever it is resumed
+        return replace(resolve(config.model_copy(update={"model": begun_with["location"]})), name=begun_with["name"])
+    return resolve(config)
+
+
+def _planned(output: Output, record: dict[str, Any]) -> tuple[Columns, pa.Schema, pa.Table]:
     schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(record["read_schema"])))
-    table = output.read_table("plan.parquet").cast(plan.SCHEMA)
-    return _again(config, model, output, record, (columns, schema, table), git_revision)
+    return Columns.from_json(record["columns"]), schema, output.read_table("plan.parquet").cast(plan.SCHEMA)
 
 
 def prepare_replay(
@@ -147,40 +214,73 @@ def prepare_replay(
     resolve: Callable[[RunConfig], ModelRef],
     keep: Callable[[dict[str, Any]], bool],
     *,
+    amend: Amend = lambda config: config,
     git_revision: str | None = None,
 ) -> PreparedRun:
     """A finished run, to ask those quarantined rows again for which `keep` holds. Takes `_SUCCESS` away until it is done.
+
+    `amend` may change how the rows are asked (prompt, model, sampling, engine, image limits), not what comes in, what is
+    carried or the answer's type; the session in `run.json` says what was changed.
 
     A shard's commit record is taken away while its files are rewritten, so that a replay that is cut short leaves shards
     for `prepare_resume` to do as a whole, and never a row twice.
 
     Raises:
-        ConfigError: as `prepare_resume`, or the run is not finished.
+        ConfigError: there is no run, it is not finished, no row is asked for, or `amend` changed too much.
+        FencedError: another session writes the output.
     """
-    run = prepare_resume(uri, storage, resolve, git_revision=git_revision)
-    if len(run.committed) < run.table.num_rows:
-        raise ConfigError("The run is not finished", where=uri, todo=resume_advice(run.config.output))
-    replayed: dict[int, Replayed] = {}
-    for record in run.output.records():
-        if record.quarantine is None:
+    begun, record = _found(uri, storage)
+    config = amend(begun)
+    model = _model_of(config, record, resolve)
+    old, new = ({**record["settings"], "output": None}, plan.answer_settings(config, model.digests))
+    changed = plan.differences({k: old[k] for k in new}, json.loads(json.dumps(new, default=str)))
+    fixed = [line for line in changed if line.startswith(("input.", "shard."))]
+    if answer_type(begun.answer) != answer_type(config.answer):
+        fixed.append("answer: its type")
+    if fixed:
+        raise ConfigError(f"A replay cannot change {'; '.join(fixed)}", where=uri, todo="Run it as a job of its own.")
+    output = _output(config.output)
+    _, schema, table = _planned(output, record)
+    columns = resolve_columns(config, schema, where=uri)
+
+    def take(lease: Lease) -> PreparedRun:
+        run = PreparedRun(
+            config, model, output, record["run_id"], columns, schema, table, frozenset(output.committed()), lease
+        )
+        if len(run.committed) < table.num_rows:
+            raise ConfigError("The run is not finished", where=uri, todo=resume_advice(config.output))
+        replayed = _replayed(output, keep)
+        if not replayed:
+            raise ConfigError("No quarantined row is asked for", where=uri, todo="See `herd show --quarantine`.")
+        state = output.read_run()
+        rows = sum(len(r.rows) for r in replayed.values())
+        state["sessions"].append(
+            {**_session(git_revision), "replayed": rows, "changed": changed, "model": model.to_json()}
+        )
+        output.put_json("run.json", {**state, "status": "running"})
+        output.store.remove(output.at("_SUCCESS"))
+        return replace(run, replayed=replayed)
+
+    return held(output.uri, output.store, config.limits.lease_s, take)  # type: ignore[no-any-return]
+
+
+def _replayed(output: Output, keep: Callable[[dict[str, Any]], bool]) -> dict[int, Replayed]:
+    out: dict[int, Replayed] = {}
+    for record in output.records():
+        if record.quarantine is None or not record.rows_quarantined:
             continue
-        rows = [r for r in run.output.read_table(record.quarantine["uri"]).to_pylist() if keep(r)]
+        rows = [r for r in output.read_table(record.quarantine["uri"]).to_pylist() if keep(r)]
         if rows:
             attempts = max(r["attempts"] for r in rows)
-            replayed[record.shard] = Replayed(frozenset(r["lineage"]["row"] for r in rows), attempts)
-    if not replayed:
-        raise ConfigError("No quarantined row is asked for", where=uri, todo="See `herd show --quarantine`.")
-    state = run.output.read_run()
-    state["sessions"].append({**_session(git_revision), "replayed": sum(len(r.rows) for r in replayed.values())})
-    run.output.put_json("run.json", {**state, "status": "running"})
-    run.output.store.remove(run.output.at("_SUCCESS"))
-    return replace(run, replayed=replayed)
+            out[record.shard] = Replayed(frozenset(r["lineage"]["row"] for r in rows), attempts)
+    return out
 
 
 def _again(
     config: RunConfig,
     model: ModelRef,
     output: Output,
+    lease: Lease,
     record: dict[str, Any],
     planned: tuple[Columns, pa.Schema, pa.Table],
     git_revision: str | None,
@@ -189,7 +289,7 @@ def _again(
     if len(committed) < record["shards"]:
         record["sessions"].append(_session(git_revision))
         output.put_json("run.json", record)
-    return PreparedRun(config, model, output, str(record["run_id"]), *planned, frozenset(committed), resumed=True)
+    return PreparedRun(config, model, output, str(record["run_id"]), *planned, frozenset(committed), lease)
 
 
 def _session(git_revision: str | None) -> dict[str, Any]:
@@ -210,13 +310,22 @@ def _another_run(output: Output, record: dict[str, Any], settings: dict[str, Any
 
 
 def close(run: PreparedRun, progress: Progress) -> dict[str, Any]:
-    """Counts the commit records and, if none is missing, writes `_SUCCESS` and the run's last state.
+    """Counts the commit records, holds them against the files and, if none is missing, writes `_SUCCESS` and the run's
+    last state. Files that no record names go; a record that does not describe its files goes too, and its shard counts
+    as missing.
 
     Raises:
         HerdError: shards are missing; the first ones are named with what became of them.
+        FencedError: the output is another session's now.
     """
     planned = set(run.table["shard"].to_pylist())
-    records = [r for r in run.output.records() if r.shard in planned]
+    records = [r for r in run.output.records(planned) if r.shard in planned]
+    check(run.output.store, run.output.uri, run.lease.token)
+    if len(records) == len(planned):
+        wrong = set(run.output.misdescribed(records))
+        for shard in wrong:
+            run.output.uncommit(shard)
+        records = [r for r in records if r.shard not in wrong]
     missing = len(planned) - len(records)
     if missing:
         known = [f"shard {s}: {m}" for s, m in sorted(progress.failed_shards.items())[:3]]
@@ -225,10 +334,10 @@ def close(run: PreparedRun, progress: Progress) -> dict[str, Any]:
             f"{missing} of {run.table.num_rows} shards were not answered. {'; '.join(known + events)}",
             todo=resume_advice(run.config.output),
         )
-    reasons: dict[str, int] = {}
-    for record in records:
-        for reason, count in record.reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + count
+    for uri in run.output.unnamed(records):
+        run.output.store.remove(uri)
+    for folder in ("data", "quarantine", "commits"):
+        run.output.store.sweep(run.output.at(folder))
     totals = {
         "run_id": run.run_id,
         "shards": len(records),
@@ -237,7 +346,7 @@ def close(run: PreparedRun, progress: Progress) -> dict[str, Any]:
         "rows_quarantined": sum(r.rows_quarantined for r in records),
         "prompt_tokens": sum(r.tokens["prompt"] for r in records),
         "output_tokens": sum(r.tokens["output"] for r in records),
-        "quarantine_reasons": reasons,
+        "quarantine_reasons": dict(sum((Counter(r.reasons) for r in records), Counter())),
     }
     if progress.shards_done or not run.output.has("_SUCCESS"):
         record_now = run.output.read_run()
@@ -246,6 +355,15 @@ def close(run: PreparedRun, progress: Progress) -> dict[str, Any]:
         run.output.put_json("run.json", record_now)
         run.output.put_json("_SUCCESS", totals)
     return totals
+
+
+def give_up(run: PreparedRun, progress: Progress, why: str) -> None:
+    """Writes down how a session ended that did not finish the run, unless the output is another's by now."""
+    with contextlib.suppress(HerdError):
+        check(run.output.store, run.output.uri, run.lease.token)
+        record = run.output.read_run()
+        record["sessions"][-1].update(ended_at=now(), ended_by=why, **_session_figures(progress))
+        run.output.put_json("run.json", record)
 
 
 def _session_figures(progress: Progress) -> dict[str, Any]:

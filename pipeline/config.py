@@ -48,6 +48,10 @@ class StorageConfig(Section):
     """Endpoint of an S3-compatible store, such as `http://localhost:9000`; none: AWS, or `AWS_ENDPOINT_URL`."""
     anonymous: bool = False
     """Send unsigned requests, for public buckets."""
+    retry_s: float = Field(300.0, ge=0)
+    """Seconds for which a run tries a call again whose fault may pass: throttling, timeouts, resets, expired credentials."""
+    timeout_s: float = Field(300.0, gt=0)
+    """Seconds for one call in all, after which it counts as failed."""
 
     @field_validator("endpoint_url")
     @classmethod
@@ -256,9 +260,24 @@ class RenderConfig(Section):
 
 class LimitsConfig(Section):
     max_quarantined_fraction: float = Field(0.01, ge=0, le=1)
-    """Quarantined rows over all rows above which a finished run exits with 3."""
+    """Quarantined rows over all rows above which a run exits with 3."""
+    max_quarantined_rows: int | None = Field(None, ge=0)
+    """The same as a number of rows."""
+    min_sample_rows: int = Field(1000, ge=1)
+    """Rows that a session answers or quarantines before it may end early for either of the two; see `pipeline.budget`."""
     max_shard_attempts: int = Field(3, ge=1)
-    """Times a shard is tried when its engine dies, before the run gives it up."""
+    """Times a shard is tried when the actor or node that has it is lost, before the run gives it up."""
+    max_engine_restarts: int = Field(6, ge=2)
+    """Times in a row that an engine may die without a single answer in between, before the run ends."""
+    stall_s: float = Field(600.0, gt=0)
+    """Seconds without a token or any other sign of progress, with rows in hand, after which an engine's process is
+    killed. Must exceed the longest prefill."""
+    start_s: float = Field(3600.0, gt=0)
+    """Seconds that an engine may take to get ready, weights included."""
+    lease_s: float = Field(60.0, gt=0)
+    """Seconds without a sign of life after which another session may take a run's output over."""
+    drain_s: float = Field(30.0, ge=0)
+    """Seconds that a run which is told to stop gives the shards in flight."""
 
 
 class OutputConfig(Section):

@@ -15,7 +15,8 @@ from pipeline import plan
 from pipeline.columns import Columns, resolve
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.storage import CONCURRENCY, FileInfo, Store, storage_errors
+from pipeline.storage import CONCURRENCY, FileInfo, Store
+from pipeline.storage_faults import storage_errors
 
 
 def make_plan(config: RunConfig) -> tuple[Columns, pa.Schema, pa.Table]:

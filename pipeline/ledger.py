@@ -1,19 +1,32 @@
 """What happens in a run while it happens, in one small actor: attempts at shards, engines, totals, faults.
 
-The ledger is for people and for bounding retries. It proves nothing: what is done is what has a commit record.
+The ledger is for people, for bounding retries and for telling engines to stop. It proves nothing: what is done is what
+has a commit record. Should it be lost, Ray starts it again, and only figures and counts begin anew.
 """
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.output import CommitRecord
 from pipeline.progress import Progress
 
-MAX_KEPT = 20
+MAX_KEPT = 50
+
+
+class Permit(Enum):
+    """Whether a shard may be begun."""
+
+    GO = "go"
+    LATER = "later"
+    """Not on this node, which is being drained."""
+    NEVER = "never"
+    """Not in this session: it is being stopped, or the shard has had its attempts."""
 
 
 class Ledger:
@@ -22,17 +35,24 @@ class Ledger:
     def __init__(self, progress: Progress, max_shard_attempts: int, earlier: Mapping[int, int]) -> None:
         self._progress, self._max_attempts, self._earlier = progress, max_shard_attempts, earlier
         self._attempts: Counter[int] = Counter()
+        self._in_flight: set[int] = set()
+        self._draining: frozenset[str] = frozenset()
+        self._is_stopping = False
         self._started = time.monotonic()
-        self._starts = 0
 
-    def begin(self, shard: int) -> int | None:
-        """The number of the attempt that starts now, from 1 and counting those of earlier sessions that are known; None
-        if the shard has had all its attempts of this session."""
+    def begin(self, shard: int, node: str) -> tuple[Permit, int | None]:
+        """Whether a shard may begin now on a node, and the number of the attempt: from 1, and counting those of earlier
+        sessions that are known."""
+        if self._is_stopping:
+            return Permit.NEVER, None
+        if node in self._draining:
+            return Permit.LATER, None
         if self._attempts[shard] >= self._max_attempts:
-            self.shard_failed(shard, f"its engine died in each of {self._max_attempts} attempts")
-            return None
+            self.shard_failed(shard, f"the actor or node that had it was lost in each of {self._max_attempts} attempts")
+            return Permit.NEVER, None
         self._attempts[shard] += 1
-        return self._earlier.get(shard, 0) + self._attempts[shard]
+        self._in_flight.add(shard)
+        return Permit.GO, self._earlier.get(shard, 0) + self._attempts[shard]
 
     def committed(self, record: CommitRecord) -> None:
         p = self._progress
@@ -41,38 +61,49 @@ class Ledger:
         p.rows_quarantined += record.rows_quarantined
         p.prompt_tokens += record.tokens["prompt"]
         p.output_tokens += record.tokens["output"]
-        for reason, count in record.reasons.items():
-            p.reasons[reason] = p.reasons.get(reason, 0) + count
+        p.reasons = dict(Counter(p.reasons) + Counter(record.reasons))
         self._attempts.pop(record.shard, None)
+        self._in_flight.discard(record.shard)
 
     def shard_failed(self, shard: int, message: str) -> None:
         self._progress.failed_shards[shard] = message
+        self._in_flight.discard(shard)
 
-    def engine_starting(self) -> int:
-        """How many engines have begun to start since one was last ready, this one included."""
-        self._starts += 1
-        return self._starts
+    def stop(self) -> None:
+        """Lets no shard begin any more."""
+        self._is_stopping = True
+
+    def drain(self, nodes: Sequence[str]) -> None:
+        """Lets no shard begin on these nodes."""
+        for node in set(nodes) - self._draining:
+            self.noted(f"node {node[:12]} is being drained; its engines finish what they have and move")
+        self._draining = frozenset(nodes)
 
     def engine_ready(self, engine: str, facts: dict[str, Any]) -> None:
-        self._progress.engines[engine] = facts
-        self._starts = 0
+        self._progress.engines.setdefault(engine, {}).update(facts)
 
     def engine_figures(self, engine: str, figures: dict[str, float]) -> None:
-        self._progress.engines[engine].update(figures)
+        self._progress.engines.setdefault(engine, {}).update(figures)
 
     def engine_failed(self, message: str) -> None:
         self._progress.engine_error = message
 
-    def engine_died(self, engine: str, message: str) -> None:
+    def engine_died(self, engine: str, error_type: str, message: str) -> None:
         self._progress.engine_deaths += 1
-        self._progress.events = [*self._progress.events, f"{engine} died: {message}"][-MAX_KEPT:]
+        self.noted(f"{engine or 'an engine'} {'hung' if error_type == 'engine_stall' else 'died'}: {message}")
+
+    def noted(self, message: str) -> None:
+        self._progress.events = [*self._progress.events, message][-MAX_KEPT:]
 
     def snapshot(self) -> Progress:
-        now = time.monotonic()
-        self._progress.seconds = now - self._started
+        self._progress.seconds = time.monotonic() - self._started
+        self._progress.shards_in_flight = len(self._in_flight)
         return self._progress
 
 
 def start_ledger(progress: Progress, max_shard_attempts: int, earlier: Mapping[int, int]) -> Any:
-    """A handle to a new ledger actor. It takes no CPU of its own. `earlier` counts attempts by shard."""
-    return ray.remote(num_cpus=0)(Ledger).remote(progress, max_shard_attempts, earlier)
+    """A handle to a new ledger actor, on the driver's own node, since neither is of use without the other. It takes no CPU
+    of its own. `earlier` counts attempts by shard."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    options = {"num_cpus": 0, "scheduling_strategy": here, "max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(**options)(Ledger).remote(progress, max_shard_attempts, earlier)

@@ -8,9 +8,14 @@
 
 Each object is put whole or not at all, and names depend on the shard alone, so writing a shard again replaces what an
 earlier attempt left. A reader who trusts only shards with a commit record never sees half a shard.
+
+Every put of a shard names the object that it expects to replace. So a writer that was overtaken (it slept, its node was
+cut off, another session took its place) is refused by the store, and the shard stays as the other one left it.
 """
 
 import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -19,7 +24,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, HerdError
+from pipeline.lease import Token, check
 from pipeline.storage import FileInfo, Store
 
 SCHEMA_VERSION = 1
@@ -84,6 +90,8 @@ class CommitRecord:
     data: dict[str, Any] | None
     quarantine: dict[str, Any] | None
     reasons: dict[str, int] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Tries of rows before the one that stands: row, attempt, stage, error_type, message, at."""
     committed_at: str = ""
 
     def to_json(self) -> bytes:
@@ -96,6 +104,8 @@ class CommitRecord:
         except (ValueError, TypeError) as e:
             raise ConfigError(f"This commit record cannot be read: {e}", where=where) from None
 
+
+MAX_CONFLICTS = 5
 
 RUN_KEYS = frozenset(
     {"run_id", "fingerprint", "settings", "config", "columns", "read_schema", "model", "shards", "rows", "sessions"}
@@ -152,14 +162,8 @@ class Output:
         return self.store.exists(self.at(name))
 
     def put_table(self, name: str, table: pa.Table, metadata: dict[str, str]) -> FileInfo:
-        """Writes a Parquet object: zstd, dictionary-encoded where values repeat, `metadata` in its key-value section.
-
-        Logical types stay plain (no Arrow dictionaries), which every reader takes.
-        """
-        table = table.replace_schema_metadata({k.encode(): v.encode() for k, v in metadata.items()})
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        return self.store.put(self.at(name), sink.getvalue().to_pybytes())
+        """Writes a Parquet object, see `to_parquet`."""
+        return self.store.put(self.at(name), to_parquet(table, metadata))
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """A Parquet file of the run, or some columns of it.
@@ -178,51 +182,84 @@ class Output:
         names = (f.uri.rsplit("/", 1)[-1] for f in self.store.list_folder(self.at("commits")))
         return {int(n.removesuffix(".json")) for n in names if n.endswith(".json") and n[:-5].isdigit()}
 
-    def records(self) -> list[CommitRecord]:
-        """The commit records, by shard. A file under another shard's name is not one."""
-        return [record for number, record in sorted(self.numbered_records().items()) if record.shard == number]
+    def records(self, planned: Iterable[int] = ()) -> list[CommitRecord]:
+        """The commit records, by shard. A file under another shard's name is not one. `planned` as below."""
+        return [r for number, r in sorted(self.numbered_records(planned).items()) if r.shard == number]
 
-    def numbered_records(self) -> dict[int, CommitRecord]:
-        """What stands in the files of `commits/`, by the shard that the file is named for.
+    def numbered_records(self, planned: Iterable[int] = ()) -> dict[int, CommitRecord]:
+        """What stands in the files of `commits/`, by the shard that the file is named for. Records of `planned` shards
+        that the listing does not show are asked for by name, since a listing may lag behind.
 
         Raises:
             ConfigError: a file is no commit record.
         """
         shards = sorted(self.committed())
-        uris = [self.at(f"commits/{shard:06d}.json") for shard in shards]
-        read = zip(shards, self.store.read_many(uris), uris, strict=True)
-        return {shard: CommitRecord.from_json(data, uri) for shard, data, uri in read}
+        read = zip(shards, self.store.read_many([self._record_uri(s) for s in shards]), strict=True)
+        found = {shard: CommitRecord.from_json(data, self._record_uri(shard)) for shard, data in read}
+        for shard in set(planned) - found.keys():
+            if (record := self._read_record(shard)) is not None:
+                found[shard] = record
+        return found
 
-    def commit(self, block: pa.Table, run_id: str, *, may_have_leftovers: bool) -> CommitRecord:
-        """Writes one shard's rows and then its record.
+    def _record_uri(self, shard: int) -> str:
+        return self.at(f"commits/{shard:06d}.json")
+
+    def _read_record(self, shard: int) -> CommitRecord | None:
+        uri = self._record_uri(shard)
+        return CommitRecord.from_json(self.store.read(uri), uri) if self.store.find_one(uri) else None
+
+    def commit(
+        self, block: pa.Table, run_id: str, token: Token, *, history: Sequence[dict[str, Any]], is_retry: bool
+    ) -> CommitRecord:
+        """Writes one shard's rows and then its record, or finds that another attempt at it has been faster.
 
         `block` has the carried columns, `answered_fields`, `QUARANTINED_FIELDS`, `lineage` and `SECONDS`; a row is
-        quarantined where `stage` is not null. `may_have_leftovers` removes what an earlier attempt may have left under
-        names that this one does not write.
+        quarantined where `stage` is not null. `is_retry`: an earlier attempt may have left objects, or still be about.
+        Then both files are written, empty if need be, so that whatever it sends yet meets an object that it does not
+        expect.
+
+        Raises:
+            FencedError: the output is another session's now.
+            HerdError: another attempt keeps writing the same shard.
         """
+        shard = int(block["lineage"][0]["shard"].as_py())
+        for _ in range(MAX_CONFLICTS):
+            check(self.store, self.uri, token)
+            if (standing := self._read_record(shard)) is not None and self._describes(standing):
+                return standing
+            record = self._put_parts(block, shard, run_id, history, is_retry=is_retry)
+            if record is None:
+                is_retry = True
+                continue
+            check(self.store, self.uri, token)
+            uri = self._record_uri(shard)
+            if self.store.put_if(uri, record.to_json(), self.store.find_one(uri) if standing else None):
+                return record
+            is_retry = True
+        raise HerdError(f"Shard {shard:06d} is being written by somebody else", where=self.uri)
+
+    def _put_parts(
+        self, block: pa.Table, shard: int, run_id: str, history: Sequence[dict[str, Any]], *, is_retry: bool
+    ) -> CommitRecord | None:
+        """Puts a shard's files and gives the record that names them; None where another attempt came between."""
+        failed = pc.is_valid(block["stage"])
+        ok = block.filter(pc.invert(failed)).drop_columns([*(f.name for f in QUARANTINED_FIELDS), SECONDS])
+        bad = block.filter(failed).drop_columns([*(f.name for f in answered_fields(pa.string())), SECONDS])
+        metadata = {"herd.run_id": run_id, "herd.schema_version": str(SCHEMA_VERSION), "herd.shard": str(shard)}
+        objects: dict[str, dict[str, Any] | None] = {"data": None, "quarantine": None}
+        for kind, rows in (("data", ok), ("quarantine", bad)):
+            if rows.num_rows or is_retry:
+                name = self.part(kind, shard)
+                expected = self.store.find_one(self.at(name)) if is_retry else None
+                info = self.store.put_if(self.at(name), to_parquet(rows, metadata), expected)
+                if info is None:
+                    return None
+                objects[kind] = {"uri": name, "etag": info.etag, "size": info.size, "rows": rows.num_rows}
         lineage = block["lineage"].combine_chunks()
-        shard = int(lineage.field("shard")[0].as_py())
         attempt = int(pc.max(lineage.field("attempt")).as_py())
         latest = pc.index(lineage.field("attempt"), attempt).as_py()
-        failed = pc.is_valid(block["stage"])
-        drop_ok = [f.name for f in QUARANTINED_FIELDS] + [SECONDS]
-        drop_bad = [f.name for f in answered_fields(pa.string())] + [SECONDS]
-        ok = block.filter(pc.invert(failed)).drop_columns(drop_ok)
-        bad = block.filter(failed).drop_columns(drop_bad)
-        metadata = {"herd.run_id": run_id, "herd.schema_version": str(SCHEMA_VERSION), "herd.shard": str(shard)}
-        objects: dict[str, dict[str, Any] | None] = {}
-        for kind, rows in (("data", ok), ("quarantine", bad)):
-            name = self.part(kind, shard)
-            objects[kind] = None
-            if rows.num_rows:
-                info = self.put_table(name, rows, metadata)
-                objects[kind] = {"uri": name, "etag": info.etag, "size": info.size, "rows": rows.num_rows}
-            elif may_have_leftovers:
-                self.store.remove(self.at(name))
-        reasons: dict[str, int] = {}
-        for stage, error in zip(bad["stage"].to_pylist(), bad["error_type"].to_pylist(), strict=True):
-            reasons[f"{stage}/{error}"] = reasons.get(f"{stage}/{error}", 0) + 1
-        record = CommitRecord(
+        reasons = zip(bad["stage"].to_pylist(), bad["error_type"].to_pylist(), strict=True)
+        return CommitRecord(
             run_id=run_id,
             shard=shard,
             rows_in=block.num_rows,
@@ -234,30 +271,94 @@ class Output:
             attempt=attempt,
             data=objects["data"],
             quarantine=objects["quarantine"],
-            reasons=reasons,
+            reasons=dict(Counter(f"{stage}/{error}" for stage, error in reasons)),
+            history=list(history),
             committed_at=datetime.now(UTC).isoformat(),
         )
-        self.store.put(self.at(f"commits/{shard:06d}.json"), record.to_json())
-        return record
 
-    def merge(self, block: pa.Table, run_id: str) -> CommitRecord:
+    def _describes(self, record: CommitRecord) -> bool:
+        """Whether the objects that a record names are the ones that stand."""
+        return all(
+            (found := self.store.find_one(self.at(named["uri"]))) and found.etag == named["etag"]
+            for named in (record.data, record.quarantine)
+            if named
+        )
+
+    def misdescribed(self, records: Iterable[CommitRecord]) -> list[int]:
+        """Shards whose objects are not the ones that their records name: an overtaken writer's last request may do that
+        where the store keeps no conditions. From one listing a folder; what that does not show is looked at by name."""
+        listed = {f.uri: f.etag for kind in ("data", "quarantine") for f in self.store.list_folder(self.at(kind))}
+        doubtful = [
+            record
+            for record in records
+            if any(
+                named and listed.get(self.at(named["uri"])) != named["etag"]
+                for named in (record.data, record.quarantine)
+            )
+        ]
+        return [record.shard for record in doubtful if not self._describes(record)]
+
+    def unnamed(self, records: Iterable[CommitRecord]) -> list[str]:
+        """Files of `data/` and `quarantine/` that no record names, as attempts leave them that were overtaken."""
+        named = {self.at(o["uri"]) for record in records for o in (record.data, record.quarantine) if o}
+        return [
+            f.uri
+            for kind in ("data", "quarantine")
+            for f in self.store.list_folder(self.at(kind))
+            if f.uri not in named
+        ]
+
+    def uncommit(self, shard: int) -> None:
+        """Takes a shard's record away: the shard counts as not done."""
+        self.store.remove(self._record_uri(shard))
+
+    def merge(self, block: pa.Table, run_id: str, token: Token, *, history: Sequence[dict[str, Any]]) -> CommitRecord:
         """Puts rows of a committed shard in the place of what stands for them, and commits the shard anew.
 
-        The old record goes first: should this stop half-way, the shard counts as not done.
+        The old record goes first: should this stop half-way, the shard counts as not done. The rows that were replaced
+        are added to the record's history as they stood in the quarantine.
         """
-        lineage = block["lineage"].combine_chunks()
-        name = f"commits/{lineage.field('shard')[0].as_py():06d}.json"
-        record = CommitRecord.from_json(self.store.read(self.at(name)), self.at(name))
+        check(self.store, self.uri, token)
+        rows = block["lineage"].combine_chunks()
+        shard = rows.field("shard")[0].as_py()
+        record = self._read_record(shard)  # None: an earlier try of this merge was cut short, and is made again
+        past = [*(record.history if record else ())]
         parts = [block]
-        for stored in (record.data, record.quarantine):
-            if stored is not None:
-                old = self.read_table(stored["uri"])
-                replaced = pc.is_in(old["lineage"].combine_chunks().field("row"), lineage.field("row"))
-                parts.append(_as_block(old.filter(pc.invert(replaced)), block))
-        self.store.remove(self.at(name))
+        for kind in ("data", "quarantine"):
+            name = self.part(kind, shard)
+            if self.store.find_one(self.at(name)) is None:
+                continue
+            old = self.read_table(name)
+            replaced = pc.is_in(old["lineage"].combine_chunks().field("row"), rows.field("row"))
+            if kind == "quarantine":
+                past.extend(_tries(old.filter(replaced)))
+            parts.append(_as_block(old.filter(pc.invert(replaced)), block))
+        self.uncommit(shard)
         whole = pa.concat_tables(parts)
         order = pc.sort_indices(whole["lineage"].combine_chunks().field("row"))
-        return self.commit(whole.take(order), run_id, may_have_leftovers=True)
+        return self.commit(whole.take(order), run_id, token, history=[*past, *history], is_retry=True)
+
+
+def to_parquet(table: pa.Table, metadata: dict[str, str]) -> bytes:
+    """A table as a Parquet file: zstd, dictionary-encoded where values repeat, page checksums, `metadata` in its key-value
+    section. Logical types stay plain (no Arrow dictionaries), which every reader takes."""
+    table = table.replace_schema_metadata({k.encode(): v.encode() for k, v in metadata.items()})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    return bytes(sink.getvalue())
+
+
+def _tries(quarantined: pa.Table) -> list[dict[str, Any]]:
+    """Quarantined rows as entries of a record's history."""
+    return [
+        {
+            "row": row["lineage"]["row"],
+            "attempt": row["lineage"]["attempt"],
+            **{key: row[key] for key in ("stage", "error_type", "message")},
+            "at": row["lineage"]["created_at"].isoformat(),
+        }
+        for row in quarantined.to_pylist()
+    ]
 
 
 def _as_block(stored: pa.Table, block: pa.Table) -> pa.Table:

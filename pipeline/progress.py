@@ -13,6 +13,7 @@ class Progress:
     rows_total: int = 0
     rows_before: int = 0
     shards_done: int = 0
+    shards_in_flight: int = 0
     rows_ok: int = 0
     rows_quarantined: int = 0
     prompt_tokens: int = 0

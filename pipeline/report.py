@@ -1,5 +1,6 @@
 """Figures over a run's answers: agreement with a gold column, in all and by group; and examples of quarantined rows."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,21 @@ def quarantined_rows(output: Output, limit: int, *, stage: str | None = None) ->
                 if len(out) == limit:
                     return out
     return out
+
+
+def examples_of(output: Output, reasons: Collection[str]) -> dict[str, str]:
+    """For each reason (`stage/error_type`) where the first such row came from and what was said of it."""
+    out: dict[str, str] = {}
+    for record in output.records():
+        if record.quarantine is None or not record.reasons.keys() & (set(reasons) - out.keys()):
+            continue
+        for row in output.read_table(record.quarantine["uri"]).to_pylist():
+            origin = row["lineage"]
+            where = (
+                f"{str(origin['input_uri']).rsplit('/', 1)[-1]}, row group {origin['row_group']}, row {origin['row']}"
+            )
+            out.setdefault(f"{row['stage']}/{row['error_type']}", f"{where}: {row['message'][:200]}")
+    return {reason: out[reason] for reason in reasons if reason in out}
 
 
 def answered_rows(output: Output, limit: int) -> list[dict[str, Any]]:

@@ -1,12 +1,16 @@
 """Carries a run's pending shards through Ray Data: read -> answer -> commit, and closes the books.
 
-    ShardSource -> map_batches(EngineActor) -> CommitSink
+    ShardSource -> map_batches(EngineActor)
+
+An engine actor commits what it has answered itself: an answer that travelled on to a write task would die with its node,
+and its shard would be asked again.
 
 Needs a connected Ray. Driven by `jobs.launch`.
 """
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,12 +19,14 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from pipeline import plan
-from pipeline.actor import EngineActor, EngineJob
-from pipeline.books import PreparedRun, close, resume_advice
+from pipeline.actor import COMMITTING, ActorJob, EngineActor
+from pipeline.books import PreparedRun, close, give_up, resume_advice
+from pipeline.budget import BudgetError, overspent
 from pipeline.errors import EngineStartError, HerdError, StorageError
+from pipeline.host.process import EngineJob
 from pipeline.ledger import start_ledger
 from pipeline.progress import Progress
-from pipeline.sink import CommitSink
+from pipeline.report import examples_of
 from pipeline.source import ShardSource
 
 POLL_S = 0.25
@@ -45,6 +51,8 @@ def execute(
         EngineStartError: no engine could start.
         HerdError: the run stopped before every shard was committed, and why; it can be resumed.
         InterruptedRunError: `observe` or a signal raised KeyboardInterrupt.
+        BudgetError: so many rows are quarantined that the run ended early.
+        FencedError: another session took the output over.
     """
     pending = run.pending
     rows_total = int(pc.sum(run.table["num_rows"]).as_py())
@@ -70,41 +78,83 @@ def _answer(
     earlier = {shard: replayed.attempts for shard, replayed in run.replayed.items()}
     ledger = start_ledger(start, run.config.limits.max_shard_attempts, earlier)
     dataset = _dataset(run, pending, placement, ledger)
-    sink = CommitSink(
-        run.output.uri, run.config.output.storage, run.run_id, ledger, resumed=run.resumed, merges=bool(run.replayed)
-    )
     ended = threading.Event()
     fault: list[BaseException] = []
 
     def carry() -> None:
         try:
-            dataset.write_datasink(sink, ray_remote_args={"num_cpus": IO_TASK_CPUS})
+            for _ in dataset.iter_internal_ref_bundles():
+                pass  # a bundle says that a shard is committed, as the ledger has heard already
         except BaseException as e:  # handed to the waiting thread, which knows what to say of it
             fault.append(e)
         finally:
             ended.set()
 
     threading.Thread(target=carry, name="herd-dataset", daemon=True).start()
+    progress: Progress = start
     try:
         while not ended.wait(POLL_S):
-            observe(ray.get(ledger.snapshot.remote()))
-        progress: Progress = ray.get(ledger.snapshot.remote())
+            progress = ray.get(ledger.snapshot.remote())
+            observe(progress)
+            if run.lease.is_lost.is_set():
+                raise run.lease.fenced()
+            if why := overspent(
+                run.config.limits,
+                rows_total=start.rows_total,
+                rows_done=progress.rows_ok + progress.rows_quarantined,
+                rows_quarantined=progress.rows_quarantined,
+            ):
+                progress = _drained(run, ledger, ended)
+                raise _overspent(run, why, progress)
+            ledger.drain.remote(list(ray._private.state.state.get_draining_nodes()))
+        progress = ray.get(ledger.snapshot.remote())
     except ray.exceptions.RayError as e:
         raise HerdError(
             f"The Ray cluster was lost: {type(e).__name__}", todo=resume_advice(run.config.output)
         ) from None
     except KeyboardInterrupt:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)  # what it says of being cut off is no news
+        progress = _drained(run, ledger, ended)
+        give_up(run, progress, "interrupted")
         done = len(run.output.committed())
         raise InterruptedRunError(
             f"Stopped with {done} of {run.table.num_rows} shards committed", todo=resume_advice(run.config.output)
         ) from None
     observe(progress)
-    if fault and progress.engine_error:
-        raise EngineStartError(progress.engine_error, todo=f"Mend it, then: {resume_advice(run.config.output)}")
     if fault:
-        raise _explained(fault[0], run)
+        error = _explained(fault[0], run)
+        if progress.engine_error:
+            error = EngineStartError(progress.engine_error, todo=f"Mend it, then: {resume_advice(run.config.output)}")
+        give_up(run, progress, str(error))
+        raise error
     return progress
+
+
+def _drained(run: PreparedRun, ledger: Any, ended: threading.Event) -> Progress:
+    """Lets no shard begin any more, gives those in flight `limits.drain_s` to be committed, and tells how far it came. A
+    second interrupt cuts it short."""
+    deadline = time.monotonic() + run.config.limits.drain_s
+    progress: Progress = ray.get(ledger.snapshot.remote())
+    try:
+        ray.get(ledger.stop.remote())
+        while progress.shards_in_flight and time.monotonic() < deadline and not ended.wait(POLL_S):
+            progress = ray.get(ledger.snapshot.remote())
+    except (KeyboardInterrupt, ray.exceptions.RayError):
+        pass
+    return progress
+
+
+def _overspent(run: PreparedRun, why: str, progress: Progress) -> BudgetError:
+    """The error of a run that ends early, with the commonest reasons and an example of each."""
+    commonest = sorted(progress.reasons, key=lambda reason: -progress.reasons[reason])[:3]
+    examples = examples_of(run.output, commonest)
+    said = [f"{progress.reasons[r]:,} x {r}" + (f" ({examples[r]})" if r in examples else "") for r in commonest]
+    give_up(run, progress, why)
+    return BudgetError(
+        f"{why}. Commonest: {'; '.join(said)}",
+        todo=f"Mend the job and run it on a new output, or allow more: {resume_advice(run.config.output)} "
+        "--set limits.max_quarantined_fraction=1",
+    )
 
 
 def _dataset(run: PreparedRun, pending: list[plan.Shard], placement: Mapping[str, Any], ledger: Any) -> Any:
@@ -117,17 +167,26 @@ def _dataset(run: PreparedRun, pending: list[plan.Shard], placement: Mapping[str
     rows = {shard: replayed.rows for shard, replayed in run.replayed.items()}
     source = ShardSource(pending, run.schema, run.config.input.storage, ledger, rows)
     dataset = ray.data.read_datasource(source, override_num_blocks=len(pending), num_cpus=IO_TASK_CPUS)
+    job = ActorJob(
+        EngineJob(run.config, run.columns, run.model),
+        run.run_id,
+        run.output.uri,
+        run.lease.token,
+        max_rows=int(pc.max(run.table["num_rows"]).as_py()),
+        merges=bool(run.replayed),
+    )
     engines = min(pool.ceiling, len(pending))
+    in_hand = pool.shards_in_flight + COMMITTING
     return dataset.map_batches(
         EngineActor,
-        fn_constructor_args=(EngineJob(run.config, run.columns, run.model, run.run_id), ledger),
+        fn_constructor_args=(job, ledger),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(
             min_size=min(pool.min, engines),
             max_size=engines,
-            max_tasks_in_flight_per_actor=pool.shards_in_flight,
-            max_concurrent_calls_per_actor=pool.shards_in_flight,
+            max_tasks_in_flight_per_actor=in_hand,
+            max_concurrent_calls_per_actor=in_hand,
         ),
         **placement,
     )

@@ -17,7 +17,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
 from pipeline.config import StorageConfig
-from pipeline.errors import InputChangedError
+from pipeline.errors import InputChangedError, StorageError
 from pipeline.plan import Shard
 from pipeline.storage import FileInfo, Store
 
@@ -42,7 +42,7 @@ def read_shard(shard: Shard, schema: pa.Schema, storage: StorageConfig) -> pa.Ta
         InputChangedError: the file's size or ETag differs from the plan's, or it can no longer be read as planned.
         StorageError: the file is out of reach.
     """
-    store = Store(shard.input_uri, storage)
+    store = Store(shard.input_uri, storage, retry_s=storage.retry_s)
     check_unchanged(shard, store.stat(shard.input_uri))
     is_large = shard.num_bytes > CACHED_ROW_GROUP_BYTES
     read = _read_row_group if is_large else _cached_row_group
@@ -70,16 +70,28 @@ def check_unchanged(shard: Shard, now: FileInfo) -> None:
 
 
 def _read_row_group(uri: str, etag: str, number: int, columns: tuple[str, ...], storage: StorageConfig) -> pa.Table:
-    try:
-        with Store(uri, storage).open(uri, block_size=8 * 2**20) as f:
+    store = Store(uri, storage, retry_s=storage.retry_s)
+
+    def once() -> pa.Table:
+        with store.open(uri, block_size=8 * 2**20) as f:
             table = pq.ParquetFile(f).read_row_group(number, columns=list(columns)).select(list(columns))
             return _without_dictionaries(table)
-    except (pa.ArrowInvalid, OSError) as e:
-        if isinstance(e, OSError) and e.errno is not None:
-            raise  # the network or the disk, not the file
-        raise InputChangedError(
-            f"Row group {number} cannot be read: {str(e).splitlines()[0]}", where=uri, todo="Write the file again."
-        ) from None
+
+    for is_last in (False, False, True):  # what does not decode may have been garbled on its way
+        try:
+            return store.call(uri, once)
+        except (pa.ArrowInvalid, OSError, StorageError) as e:
+            cause = e.__cause__ if isinstance(e, StorageError) else e
+            if isinstance(cause, OSError) and (cause.errno is not None or isinstance(cause, TimeoutError)):
+                raise  # the network or the disk, not the file
+            if isinstance(e, StorageError) and not isinstance(cause, OSError):
+                raise
+            if is_last:
+                said = str(cause).splitlines()[0]
+                raise InputChangedError(
+                    f"Row group {number} cannot be read: {said}", where=uri, todo="Write the file again."
+                ) from None
+    raise AssertionError
 
 
 def _without_dictionaries(table: pa.Table) -> pa.Table:

@@ -1,25 +1,32 @@
 """Where bytes come from and go to: fsspec for local paths and `s3://`, with one way to list, read and put.
 
-Owns the translation of storage faults into sentences, ETags for stores that have none, and the atomic put. Everything
-else in Herd handles a `Store` and URIs, never a filesystem's own exceptions.
+Owns ETags for stores that have none, the atomic and the conditional put, and a time limit for each call. What goes wrong
+on the way is sorted, tried again or put into words by `pipeline.storage_faults`. Everything else in Herd handles a
+`Store` and URIs, never a filesystem's own exceptions.
 """
 
 import contextlib
+import errno
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
-from botocore.exceptions import BotoCoreError, NoCredentialsError, PartialCredentialsError
+from fsspec.asyn import sync
 
 from pipeline.config import StorageConfig
 from pipeline.errors import StorageError
+from pipeline.storage_faults import BodyMismatchError, is_precondition, retrying, storage_errors
 
 CONCURRENCY = 32
+PART_BYTES = 50 * 2**20
+"""Objects of twice this size and more are sent in parts; they too appear whole or not at all."""
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,41 +38,6 @@ class FileInfo:
     etag: str
 
 
-@contextlib.contextmanager
-def storage_errors(uri: str) -> Iterator[None]:
-    """Raises `StorageError` with the URI and a way out for whatever the filesystem raises inside."""
-    try:
-        yield
-    except FileNotFoundError as e:
-        no_bucket = "bucket does not exist" in str(e).lower() or "NoSuchBucket" in str(e)
-        what = "The bucket does not exist" if no_bucket else "There is nothing at this address"
-        raise StorageError(what, where=uri, todo="Check the spelling, the endpoint and the region.") from e
-    except PermissionError as e:
-        raise StorageError(f"The store refuses access: {_short(e)}", where=uri, todo=_permission_advice(uri)) from e
-    except (NoCredentialsError, PartialCredentialsError) as e:
-        raise StorageError(
-            "No credentials were found for the store",
-            where=uri,
-            todo="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, choose AWS_PROFILE, or say "
-            "`storage: {anonymous: true}` for a public bucket.",
-        ) from e
-    except (OSError, BotoCoreError) as e:
-        raise StorageError(
-            f"The store failed: {_short(e)}", where=uri, todo="Check the endpoint and the network, then run again."
-        ) from e
-
-
-def _permission_advice(uri: str) -> str:
-    if uri.startswith("s3://"):
-        return "Check that the credentials are right and may read (inputs) or write (outputs) here."
-    return "Check the permissions of the file and its folders."
-
-
-def _short(e: BaseException) -> str:
-    text = " ".join(str(e).split()) or type(e).__name__
-    return text if len(text) <= 200 else text[:200] + "..."
-
-
 @lru_cache(maxsize=16)
 def _filesystem(protocol: str, storage: StorageConfig) -> Any:
     if protocol == "s3":
@@ -75,7 +47,8 @@ def _filesystem(protocol: str, storage: StorageConfig) -> Any:
             endpoint_url=storage.endpoint_url,
             use_listings_cache=False,
             skip_instance_cache=True,
-            config_kwargs={"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 4}},
+            # retries are ours (see `Store.call`); a few here keep a hiccup from costing a whole call
+            config_kwargs={"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}},
         )
     return fsspec.filesystem(protocol)
 
@@ -88,15 +61,23 @@ def _is_hidden(name: str, depth: int) -> bool:
 
 
 class Store:
-    """The filesystem behind a URI. Paths in and out are URIs (`s3://bucket/key`, or plain local paths)."""
+    """The filesystem behind a URI. Paths in and out are URIs (`s3://bucket/key`, or plain local paths).
 
-    def __init__(self, uri: str, storage: StorageConfig) -> None:
+    Each call is tried again for `retry_s` seconds while its fault may pass, and ends as `StorageError`. A run that is
+    under way passes `storage.retry_s`; before it a mistake should show at once.
+    """
+
+    def __init__(self, uri: str, storage: StorageConfig, *, retry_s: float = 3.0) -> None:
         self.protocol = uri.split("://", 1)[0] if "://" in uri else "file"
         if self.protocol not in ("file", "local", "s3"):
             raise StorageError(
                 f"`{self.protocol}://` is not a storage known here", where=uri, todo="Use a local path or s3://."
             )
-        self.fs = _filesystem(self.protocol, storage)
+        self._storage, self._retry_s = storage, retry_s
+
+    @property
+    def fs(self) -> Any:
+        return _filesystem(self.protocol, self._storage)
 
     @property
     def is_local(self) -> bool:
@@ -109,6 +90,21 @@ class Store:
     def uri(self, path: str) -> str:
         return path if self.is_local else f"{self.protocol}://{path}"
 
+    def call(self, uri: str, act: Callable[[], Made]) -> Made:
+        """What `act` gives, tried again while its fault may pass. `act` must be safe to repeat.
+
+        Raises:
+            StorageError: it failed for good, or for longer than `retry_s`.
+        """
+        with storage_errors(uri):
+            return retrying(act, self._retry_s, _filesystem.cache_clear)
+
+    def _do(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """A method of the filesystem; of a remote one with a limit on its time."""
+        if self.is_local:
+            return getattr(self.fs, name)(*args, **kwargs)
+        return sync(self.fs.loop, getattr(self.fs, f"_{name}"), *args, timeout=self._storage.timeout_s, **kwargs)
+
     def _info(self, detail: dict[str, Any]) -> FileInfo:
         if self.is_local:
             etag = f"{detail['size']:x}-{os.stat(detail['name']).st_mtime_ns:x}"
@@ -117,29 +113,50 @@ class Store:
         return FileInfo(self.uri(detail["name"]), int(detail["size"]), etag)
 
     def stat(self, uri: str) -> FileInfo:
-        with storage_errors(uri):
-            return self._info(self.fs.info(self.path(uri)))
+        return self.call(uri, lambda: self._info(self._do("info", self.path(uri))))
+
+    def find_one(self, uri: str) -> FileInfo | None:
+        """The object at this very address; None where there is none."""
+
+        def look() -> FileInfo | None:
+            try:
+                detail = self._do("info", self.path(uri))
+            except FileNotFoundError:
+                return None
+            return self._info(detail) if detail["type"] == "file" else None
+
+        return self.call(uri, look)
 
     def exists(self, uri: str) -> bool:
-        with storage_errors(uri):
-            return bool(self.fs.exists(self.path(uri)))
+        return bool(self.call(uri, lambda: self._do("exists", self.path(uri))))
 
     def list_folder(self, uri: str) -> list[FileInfo]:
-        """Files directly in a folder, by name; an empty list where the folder does not exist."""
-        with storage_errors(uri):
+        """Files directly in a folder, by name, hidden ones left out; an empty list where the folder does not exist."""
+
+        def look() -> list[FileInfo]:
+            path = self.path(uri)
             try:
-                entries = self.fs.ls(self.path(uri), detail=True, refresh=True)
+                if self.is_local:
+                    entries = self.fs.ls(path, detail=True)
+                else:
+                    entries = self._do("ls", path, detail=True, refresh=True)
             except FileNotFoundError:
                 return []
-            return sorted((self._info(e) for e in entries if e["type"] == "file"), key=lambda f: f.uri)
+            files = [e for e in entries if e["type"] == "file" and not _is_hidden_file(e["name"])]
+            return sorted((self._info(e) for e in files), key=lambda f: f.uri)
+
+        return self.call(uri, look)
 
     def first_below(self, uri: str) -> str | None:
         """Some file below a folder, however deep; None where there is none."""
-        with storage_errors(uri):
+
+        def look() -> str | None:
             for folder, _, names in self.fs.walk(self.path(uri)):
                 for name in sorted(names):
                     return self.uri(f"{folder.rstrip('/')}/{name}")
-        return None
+            return None
+
+        return self.call(uri, look)
 
     def find(self, uri: str) -> list[FileInfo]:
         """Parquet files under a file URI, a glob or a folder, by name. Names that begin with `_` or `.` are left out.
@@ -147,16 +164,18 @@ class Store:
         Raises:
             StorageError: nothing is there, or it may not be read.
         """
+        return self.call(uri, lambda: self._find(uri))
+
+    def _find(self, uri: str) -> list[FileInfo]:
         path = self.path(uri)
-        with storage_errors(uri):
-            is_pattern = any(c in path for c in "*?[") and not self.fs.isfile(path)
-            if is_pattern:
-                found = list(self.fs.glob(path, detail=True).values())
-            else:
-                info = self.fs.info(path)
-                if info["type"] == "file":
-                    return [self._info(info)]
-                found = [d for n, d in self.fs.find(path, detail=True).items() if n.endswith(".parquet")]
+        is_pattern = any(c in path for c in "*?[") and not self.fs.isfile(path)
+        if is_pattern:
+            found = list(self._do("glob", path, detail=True).values())
+        else:
+            info = self._do("info", path)
+            if info["type"] == "file":
+                return [self._info(info)]
+            found = [d for n, d in self._do("find", path, detail=True).items() if n.endswith(".parquet")]
         depth = 0 if is_pattern else len(path.rstrip("/").split("/"))
         files = [d for d in found if d["type"] == "file" and not _is_hidden(d["name"], depth)]
         if not files:
@@ -165,8 +184,7 @@ class Store:
         return sorted((self._info(d) for d in files), key=lambda f: f.uri)
 
     def read(self, uri: str) -> bytes:
-        with storage_errors(uri):
-            return bytes(self.fs.cat_file(self.path(uri)))
+        return self.call(uri, lambda: bytes(self._do("cat_file", self.path(uri))))
 
     def read_many(self, uris: Sequence[str]) -> list[bytes]:
         """The bytes of each object, in order, fetched concurrently."""
@@ -175,34 +193,116 @@ class Store:
 
     def put(self, uri: str, data: bytes) -> FileInfo:
         """Writes an object whole or not at all, over whatever stood there."""
-        path = self.path(uri)
-        with storage_errors(uri):
-            if not self.is_local:
-                self.fs.pipe_file(path, data)
-                return self._info(self.fs.info(path))
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            partial = f"{path}.{uuid.uuid4().hex}.partial"
+        return self.call(uri, lambda: self._put_local(uri, data) if self.is_local else self._put_remote(uri, data))
+
+    def put_if(self, uri: str, data: bytes, expected: FileInfo | None) -> FileInfo | None:
+        """Writes an object whole or not at all, if what stands there now is `expected` (None: nothing); None if it is
+        not. S3 decides this in the request itself where the store honours conditions; other stores are looked at just
+        before. An object that already holds `data` counts as written: an answer may get lost where the request did not.
+        """
+
+        def write() -> FileInfo | None:
+            current = self.find_one(uri)
+            if (current and current.etag) != (expected and expected.etag):
+                return self._if_same(uri, data)
             try:
-                with open(partial, "wb") as f:
-                    f.write(data)
-                    f.flush()
-                    os.fsync(f.fileno())
-                os.replace(partial, path)
-            except BaseException:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(partial)
+                if self.is_local:
+                    return self._put_local(uri, data, only_new=expected is None)
+                if expected is None:
+                    return self._put_remote(uri, data, mode="create")
+                # S3 takes this condition with a single request only, not with an upload in parts
+                condition = {} if len(data) >= 2 * PART_BYTES else {"IfMatch": expected.etag}
+                return self._put_remote(uri, data, **condition)
+            except Exception as e:
+                if is_precondition(e):
+                    return self._if_same(uri, data)
                 raise
-            return self._info(self.fs.info(path))
+
+        return self.call(uri, write)
+
+    def refuses_to_create(self, uri: str) -> bool:
+        """Whether the store keeps the condition that an object be new, tried with an object at `uri`, which is removed."""
+        self.put(uri, b"")
+        try:
+            self._do("pipe_file", self.path(uri), b"", mode="create")
+        except Exception as e:
+            if is_precondition(e):
+                return True
+            raise
+        else:
+            return False
+        finally:
+            self.remove(uri)
+
+    def _if_same(self, uri: str, data: bytes) -> FileInfo | None:
+        info = self.find_one(uri)
+        return info if info is not None and info.size == len(data) and self.read(uri) == data else None
+
+    def _put_remote(self, uri: str, data: bytes, **options: Any) -> FileInfo:
+        path = self.path(uri)
+        reply = self._do("pipe_file", path, data, chunksize=PART_BYTES, **options)
+        if reply and reply.get("ETag"):
+            return FileInfo(self.uri(path), len(data), str(reply["ETag"]).strip('"'))
+        info = self._info(self._do("info", path))
+        if info.size != len(data):
+            raise BodyMismatchError(f"{info.size:,} of {len(data):,} bytes arrived")
+        return info
+
+    def _put_local(self, uri: str, data: bytes, *, only_new: bool = False) -> FileInfo:
+        path = self.path(uri)
+        folder, name = os.path.split(path)
+        os.makedirs(folder, exist_ok=True)
+        partial = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.partial")
+        try:
+            with open(partial, "wb") as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+            if only_new:
+                _link(partial, path)
+            else:
+                os.replace(partial, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(partial)
+        return self._info(self.fs.info(path))
 
     def remove(self, uri: str) -> None:
         """Removes an object; one that is not there is no error."""
-        with storage_errors(uri), contextlib.suppress(FileNotFoundError):
-            self.fs.rm_file(self.path(uri))
+
+        def rid() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self._do("rm_file", self.path(uri))
+
+        self.call(uri, rid)
+
+    def sweep(self, uri: str) -> None:
+        """Removes what interrupted puts left in a folder. Such files are hidden, and only local folders have any."""
+        if self.is_local and os.path.isdir(self.path(uri)):
+            for entry in os.scandir(self.path(uri)):
+                if entry.name.startswith(".") and entry.name.endswith(".partial"):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(entry.path)
 
     def open(self, uri: str, *, block_size: int = 2**20) -> Any:
         """A seekable binary file object for reading."""
         path = self.path(uri)
-        with storage_errors(uri):
-            if self.is_local:
-                return self.fs.open(path, "rb")
-            return self.fs.open(path, "rb", block_size=block_size, cache_type="readahead")
+        if self.is_local:
+            return self.call(uri, lambda: self.fs.open(path, "rb"))
+        return self.call(uri, lambda: self.fs.open(path, "rb", block_size=block_size, cache_type="readahead"))
+
+
+def _is_hidden_file(path: str) -> bool:
+    return path.rsplit("/", 1)[-1].startswith(".")
+
+
+def _link(source: str, target: str) -> None:
+    """Gives a file its name unless another has it; raises `FileExistsError` then."""
+    try:
+        os.link(source, target)
+    except OSError as e:
+        if e.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        if os.path.exists(target):  # a filesystem without hard links
+            raise FileExistsError(target) from None
+        os.replace(source, target)

@@ -24,6 +24,8 @@ class Engine(Protocol):
     added; `add` and `step` from one stepping thread; the two may run at the same time."""
 
     info: EngineInfo
+    tokens: int
+    """Output tokens made since the start: what shows a watcher that the engine gets on."""
 
     def prepare(self, request: Request) -> Prepared:
         """The request in the engine's own form.

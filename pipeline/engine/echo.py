@@ -46,6 +46,7 @@ class EchoEngine:
         self._shape = json.dumps(config.answer.model_dump(), sort_keys=True)
         self._due: deque[tuple[float, int, Completion]] = deque()
         self._hung: set[int] = set()
+        self.tokens = 0
         max_num_seqs = int(config.engine.vllm_args.get("max_num_seqs", 256))
         self.info = EngineInfo(f"echo {__version__}", max_num_seqs, {"max_num_seqs": max_num_seqs, "pid": os.getpid()})
 
@@ -82,6 +83,7 @@ class EchoEngine:
         out: list[tuple[int, Completion | Failure]] = []
         while self._due and self._due[0][0] <= now:
             _, key, done = self._due.popleft()
+            self.tokens += len(done.token_ids)
             out.append((key, done))
         if not out:
             wait = self._due[0][0] - now if self._due else IDLE_S

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from pipeline.engine.base import Engine
 from pipeline.errors import RowError
+from pipeline.host.journal import Journal, Phase
 from pipeline.request import Completion, Failure, Prepared
 
 PATIENCE_S = 0.1
@@ -22,8 +23,9 @@ Done = Callable[[int, Completion | Failure], None]
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One prepared request, its caller's index, and where its result goes."""
+    """One prepared request, its shard's slot in the journal, its index in the shard, and where its result goes."""
 
+    slot: int
     index: int
     prepared: Prepared
     done: Done
@@ -46,8 +48,8 @@ class Window:
 class EngineLoop:
     """Steps one engine until it is closed or dies, and keeps its figures."""
 
-    def __init__(self, engine: Engine, on_death: Callable[[BaseException], None]) -> None:
-        self._engine, self._on_death = engine, on_death
+    def __init__(self, engine: Engine, journal: Journal, on_death: Callable[[BaseException], None]) -> None:
+        self._engine, self._journal, self._on_death = engine, journal, on_death
         self._inbox: deque[Work] = deque()
         self._wake = threading.Condition()
         self._closed = False
@@ -84,6 +86,7 @@ class EngineLoop:
                 started = time.perf_counter()
                 ended = self._engine.step()
                 now = time.perf_counter()
+                self._journal.beat(self._engine.tokens)
                 self.window.busy_s += now - started
                 if ended:
                     self.window.rows += len(ended)
@@ -116,10 +119,12 @@ class EngineLoop:
         for work in taken:
             key = self._next_key
             self._next_key += 1
+            self._journal.mark(work.slot, work.index, Phase.ADMIT)
             try:
                 self._engine.add(key, work.prepared)
             except RowError as e:
                 work.done(work.index, Failure.of(e))
             else:
+                self._journal.mark(work.slot, work.index, Phase.ENGINE)
                 self._under_way[key] = work
         return not self._closed

@@ -100,6 +100,8 @@ class VllmEngine:
             VLLMError,
         )
         self._engine = llm.llm_engine
+        self.tokens = 0
+        self._count_tokens(self._engine.engine_core)
         self._renderer = self._engine.renderer
         self._max_model_len = int(llm.model_config.max_model_len)
         self._chat_params = ChatParams(
@@ -120,8 +122,18 @@ class VllmEngine:
             int(args["max_num_seqs"]),
             {**settings, "max_model_len": self._max_model_len, "pid": os.getpid()},
         )
-
         self._warm_up()
+
+    def _count_tokens(self, core: Any) -> None:
+        """Has each step's outputs counted on their way: `step` itself only shows requests that have ended."""
+        get_output = core.get_output
+
+        def counted() -> Any:
+            outputs = get_output()
+            self.tokens += sum(len(output.new_token_ids) for output in outputs.outputs)
+            return outputs
+
+        core.get_output = counted
 
     def _warm_up(self) -> None:
         """Answers one short text, so that the first row does not pay for kernels, grammars and tokenizers."""

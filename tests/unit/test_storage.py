@@ -8,7 +8,8 @@ from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
 from pipeline.config import StorageConfig
 from pipeline.errors import StorageError
-from pipeline.storage import Store, storage_errors
+from pipeline.storage import Store
+from pipeline.storage_faults import storage_errors
 
 
 @pytest.fixture

@@ -1,0 +1,112 @@
+"""The engine's process: `python -m pipeline.host.process FD`, started and fed by `pipeline.host.host` and nobody else.
+
+FD is one end of a private socket pair. The process first takes an `EngineJob` from it, answers `ready` or `failed`, then
+takes questions and hands back pieces. It ends with the socket, and with the host: an engine without a host would hold a
+GPU for nobody.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.columns import Columns
+from pipeline.config import RunConfig
+from pipeline.engine.base import Engine
+from pipeline.engine.echo import EchoEngine
+from pipeline.errors import HerdError
+from pipeline.host.journal import Journal
+from pipeline.host.worker import Worker
+from pipeline.model import ModelRef, localise
+
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class EngineJob:
+    """All that an engine's process needs to know of the run."""
+
+    config: RunConfig
+    columns: Columns
+    model: ModelRef
+
+
+def start_engine(job: EngineJob) -> Engine:
+    """The job's engine, ready.
+
+    Raises:
+        HerdError: it cannot start, and why.
+    """
+    if job.config.engine.kind == "echo":
+        return EchoEngine(job.config)
+    from pipeline.engine.vllm import VllmEngine
+
+    return VllmEngine(job.config, job.model, localise(job.model.location, job.config.input.storage))
+
+
+def to_ipc(batch: pa.RecordBatch | pa.Table) -> bytes:
+    """Rows as an Arrow stream, without what a slice does not show."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write(batch)
+    return bytes(sink.getvalue())
+
+
+def from_ipc(data: bytes) -> pa.Table:
+    with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
+        return reader.read_all()
+
+
+def _end_with(parent: int) -> None:
+    """Has the kernel end this process when the host's thread ends, however that comes about."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def main(fd: int) -> None:
+    os.set_inheritable(fd, False)
+    connection = Connection(fd)
+    job, journal_path, slots, rows, parent = connection.recv()
+    _end_with(parent)
+    journal = Journal(journal_path, slots, rows)
+    sending = threading.Lock()
+
+    def send(*message: Any) -> None:
+        with sending:
+            connection.send(message)
+
+    try:
+        engine = start_engine(job)
+    except Exception as e:  # whatever keeps an engine from starting is told to the host, which decides
+        send("failed", str(e) if isinstance(e, HerdError) else f"{type(e).__name__}: {e}")
+        return
+
+    def emit(ticket: int, piece: pa.RecordBatch) -> None:
+        send("piece", ticket, to_ipc(piece), worker.figures())
+
+    def on_death(death: BaseException) -> None:
+        send("died", " ".join(f"{type(death).__name__}: {death}".split())[:500])
+        os._exit(1)
+
+    worker = Worker(job.config, job.columns, engine, journal, emit, on_death)
+    send("ready", engine.info)
+    entering = ThreadPoolExecutor(1, thread_name_prefix="herd-enter")
+    while True:
+        try:
+            ticket, slot, indices, data = connection.recv()
+        except (EOFError, OSError):
+            os._exit(0)
+        entering.submit(worker.ask, ticket, slot, indices, from_ipc(data))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,264 @@
+"""Answers rows on one engine: renders, prepares, asks, parses. Runs in the engine's process; knows no Ray and no storage.
+
+Three kinds of threads meet here. A pool renders chunks of rows (templates, image fetch and decode); one thread prepares
+them for the engine (chat template, tokens, image preprocessing), in order; the engine's loop steps. A fourth hands back
+what has ended, in columns. Rows in flight are bounded over all questions, so that decoded images wait for the engine and
+not the other way round.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from pipeline import answers
+from pipeline.columns import Columns
+from pipeline.config import RunConfig
+from pipeline.engine.base import Engine
+from pipeline.engine.loop import EngineLoop, Work
+from pipeline.errors import RowError, Stage
+from pipeline.host.journal import Journal, Phase
+from pipeline.output import QUARANTINED_FIELDS, answered_fields
+from pipeline.render.rows import Renderer
+from pipeline.request import Completion, Failure, Outcome, Request, canonical_sha256
+
+CHUNK_ROWS = 16
+FLUSH_S = 1.0
+"""How long an ended row waits at most for others before it is handed back."""
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+Emit = Callable[[int, pa.RecordBatch], None]
+
+
+def piece_schema(config: RunConfig) -> pa.Schema:
+    """Columns of what is handed back for some rows of a question: their `index` in the shard, how they ended, and the
+    digests of what was asked (null for a row that failed before it could be)."""
+    failure = [f for f in QUARANTINED_FIELDS if f.name != "attempts"]
+    digests = [pa.field("request_sha256", pa.string()), pa.field("sampling_sha256", pa.string())]
+    answered = answered_fields(answers.answer_type(config.answer))
+    return pa.schema([pa.field("index", pa.int32()), *answered, *failure, *digests])
+
+
+def default_concurrency(columns: Columns) -> int:
+    """Rendering threads where the job does not say; see `RenderConfig.concurrency`."""
+    return 16 if columns.may_fetch else max(1, min(8, len(os.sched_getaffinity(0)) // 2))
+
+
+def _guarded(act: Callable[[Given], Made], given: Given) -> Made | Failure:
+    """What `act` makes of one row, or how it failed: one odd row must not end the run, whatever it made our code do."""
+    try:
+        return act(given)
+    except RowError as e:
+        return Failure.of(e)
+    except Exception as e:
+        return Failure.of(RowError(Stage.RENDER, "unexpected", f"{type(e).__name__}: {e}"))
+
+
+class Slots:
+    """A counting gate: how many rows may be between rendering and their answer."""
+
+    def __init__(self, size: int) -> None:
+        self._free = size
+        self._changed = threading.Condition()
+
+    def take(self, count: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= count)
+            self._free -= count
+
+    def give(self, count: int) -> None:
+        with self._changed:
+            self._free += count
+            self._changed.notify_all()
+
+
+class _Question:
+    """Some rows of one shard under way. Results come in from the stepping and the preparing thread."""
+
+    def __init__(self, ticket: int, slot: int, indices: Sequence[int]) -> None:
+        self.ticket, self.slot, self.indices = ticket, slot, indices
+        self.asked: dict[int, tuple[str, dict[str, Any]]] = {}
+        self._ended: list[tuple[int, Outcome]] = []
+        self._left = len(indices)
+        self._lock = threading.Lock()
+
+    def end(self, index: int, result: Completion | Failure) -> bool:
+        """Keeps a row's result; says whether it was the last."""
+        outcome = Outcome(result, *self.asked.pop(index, (None, None)))
+        with self._lock:
+            self._ended.append((index, outcome))
+            self._left -= 1
+            return self._left == 0
+
+    def take_ended(self) -> tuple[list[tuple[int, Outcome]], bool]:
+        """What has ended since the last call, by index, and whether nothing is left to come."""
+        with self._lock:
+            ended, self._ended = self._ended, []
+            return sorted(ended, key=lambda e: e[0]), self._left == 0
+
+
+class Worker:
+    """One engine and the threads around it. `emit(ticket, piece)` hands back rows, with the columns of `piece_schema`."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        columns: Columns,
+        engine: Engine,
+        journal: Journal,
+        emit: Emit,
+        on_death: Callable[[BaseException], None],
+    ) -> None:
+        self._columns, self._engine, self._journal, self._emit, self._on_death = (
+            columns,
+            engine,
+            journal,
+            emit,
+            on_death,
+        )
+        self._renderer = Renderer(config)
+        self._default_sampling_sha256 = canonical_sha256(self._renderer.default_sampling)
+        self._schema = piece_schema(config)
+        self._parse = answers.parser(config.answer)
+        self._answer_type = answers.answer_type(config.answer)
+        self._answer_is_json = answers.is_json_text(config.answer)
+        concurrency = config.render.concurrency or default_concurrency(columns)
+        self._render_pool = ThreadPoolExecutor(concurrency, thread_name_prefix="herd-render")
+        self._prepare_thread = ThreadPoolExecutor(1, thread_name_prefix="herd-prepare")
+        self._slots = Slots(max(2 * engine.info.max_num_seqs, 2 * CHUNK_ROWS))
+        self._questions: dict[int, _Question] = {}
+        self._wake = threading.Event()
+        self._flushing = threading.Lock()
+        self._loop = EngineLoop(engine, journal, self._died)
+        threading.Thread(target=self._flush_always, name="herd-flush", daemon=True).start()
+
+    def figures(self) -> dict[str, float]:
+        """The engine's window so far: its seconds, the rows answered in it, and the seconds of it spent stepping."""
+        window = self._loop.window
+        return {"window_s": round(window.seconds, 3), "rows": window.rows, "busy_s": round(window.busy_s, 3)}
+
+    def ask(self, ticket: int, slot: int, indices: Sequence[int], rows: pa.Table) -> None:
+        """Takes rows of one shard; returns when all have entered. `indices` number them within the shard, and `slot` is
+        the shard's table in the journal. Called from one thread, so that rows enter in the order of the questions."""
+        question = _Question(ticket, slot, indices)
+        self._questions[ticket] = question
+        source = rows.select(self._columns.rendered)
+        for start in range(0, len(indices), CHUNK_ROWS):
+            chunk = indices[start : start + CHUNK_ROWS]
+            self._slots.take(len(chunk))
+            self._loop.announce(len(chunk))
+            # a table without columns has no rows to list; a prompt may well use no column at all
+            values = source.slice(start, len(chunk)).to_pylist() if source.num_columns else [{}] * len(chunk)
+            rendered = self._render_pool.submit(self._render, question, chunk, values)
+            self._prepare_thread.submit(self._prepare, question, chunk, rendered)
+
+    def close(self) -> None:
+        """Stops the threads; rows under way are not waited for."""
+        self._render_pool.shutdown(wait=False, cancel_futures=True)
+        self._prepare_thread.shutdown(wait=False, cancel_futures=True)
+        self._loop.close()
+
+    def _render(
+        self, question: _Question, indices: Sequence[int], rows: Sequence[dict[str, Any]]
+    ) -> list[Request | Failure]:
+        out = []
+        for index, row in zip(indices, rows, strict=True):
+            self._journal.mark(question.slot, index, Phase.RENDER)
+            out.append(_guarded(self._renderer.render, row))
+            self._journal.mark(question.slot, index, Phase.RENDERED)
+        return out
+
+    def _prepare(
+        self, question: _Question, indices: Sequence[int], rendered: "Future[list[Request | Failure]]"
+    ) -> None:
+        try:
+            requests = rendered.result()
+        except CancelledError:
+            return  # the worker is being closed
+        works = []
+        for index, request in zip(indices, requests, strict=True):
+            if isinstance(request, Failure):
+                self._end(question, index, request)
+                continue
+            self._journal.mark(question.slot, index, Phase.PREPARE)
+            prepared = _guarded(self._engine.prepare, request)
+            self._journal.mark(question.slot, index, Phase.PREPARED)
+            if isinstance(prepared, Failure):
+                self._end(question, index, prepared)
+                continue
+            question.asked[index] = (prepared.request_sha256, request.sampling)
+            works.append(Work(question.slot, index, prepared, lambda i, result: self._end(question, i, result)))
+        self._loop.submit(works, settled=len(requests))
+
+    def _end(self, question: _Question, index: int, result: Completion | Failure) -> None:
+        self._journal.mark(question.slot, index, Phase.ENDED)
+        self._slots.give(1)
+        if question.end(index, result):
+            self._wake.set()
+
+    def _died(self, death: BaseException) -> None:
+        self._flush()  # what was answered before stays answered
+        self._on_death(death)
+
+    def _flush_always(self) -> None:
+        while True:
+            self._wake.wait(FLUSH_S)
+            self._wake.clear()
+            self._flush()
+
+    def _flush(self) -> None:
+        with self._flushing:
+            for ticket, question in list(self._questions.items()):
+                ended, is_whole = question.take_ended()
+                if ended:
+                    self._emit(ticket, self._piece(ended))
+                if is_whole:
+                    del self._questions[ticket]
+
+    def _piece(self, ended: Sequence[tuple[int, Outcome]]) -> pa.RecordBatch:
+        outcomes = [outcome for _, outcome in ended]
+        parsed = self._parsed(outcomes)
+        columns: dict[str, list[Any]] = {
+            "index": [index for index, _ in ended],
+            "response": [text for _, text, _, _ in parsed],
+            "answer": [answer for _, _, answer, _ in parsed],
+            "finish_reason": [c.finish_reason if c else None for c, _, _, _ in parsed],
+            "prompt_tokens": [c.prompt_tokens if c else None for c, _, _, _ in parsed],
+            "output_tokens": [len(c.token_ids) if c else None for c, _, _, _ in parsed],
+            "stage": [str(f.stage) if f else None for _, _, _, f in parsed],
+            "error_type": [f.error_type if f else None for _, _, _, f in parsed],
+            "message": [f.message if f else None for _, _, _, f in parsed],
+            "request_sha256": [o.request_sha256 for o in outcomes],
+            "sampling_sha256": [self._sampling_digest(o.sampling) for o in outcomes],
+        }
+        return pa.record_batch([pa.array(columns[f.name], f.type) for f in self._schema], schema=self._schema)
+
+    def _parsed(self, outcomes: list[Outcome]) -> list[tuple[Completion | None, str | None, Any, Failure | None]]:
+        """Completion, text, answer and failure of each row; a row has either an answer or a failure."""
+        completions = [o.result for o in outcomes if isinstance(o.result, Completion)]
+        texts = iter(self._engine.texts(completions))
+        out: list[tuple[Completion | None, str | None, Any, Failure | None]] = []
+        for outcome in outcomes:
+            if isinstance(outcome.result, Failure):
+                out.append((None, None, None, outcome.result))
+                continue
+            text = next(texts)
+            try:
+                value = self._parse(text, outcome.result.finish_reason)
+                out.append((outcome.result, text, self._to_arrow(value), None))
+            except RowError as e:
+                out.append((None, None, None, Failure.of(e)))
+        return out
+
+    def _to_arrow(self, value: Any) -> Any:
+        return answers.to_arrow_value(value, self._answer_type, as_json=self._answer_is_json)
+
+    def _sampling_digest(self, sampling: dict[str, Any] | None) -> str | None:
+        if sampling is None:
+            return None
+        is_default = sampling is self._renderer.default_sampling
+        return self._default_sampling_sha256 if is_default else canonical_sha256(sampling)
