@@ -209,72 +209,62 @@ class Output:
         return CommitRecord.from_json(self.store.read(uri), uri) if self.store.find_one(uri) else None
 
     def commit(
-        self, block: pa.Table, run_id: str, token: Token, *, history: Sequence[dict[str, Any]], is_retry: bool
+        self,
+        block: pa.Table,
+        run_id: str,
+        token: Token,
+        *,
+        history: Sequence[dict[str, Any]] = (),
+        is_contested: bool = False,
+        replaces: bool = False,
     ) -> CommitRecord:
         """Writes one shard's rows and then its record, or finds that another attempt at it has been faster.
 
         `block` has the carried columns, `answered_fields`, `QUARANTINED_FIELDS`, `lineage` and `SECONDS`; a row is
-        quarantined where `stage` is not null. `is_retry`: an earlier attempt may have left objects, or still be about.
-        Then both files are written, empty if need be, so that whatever it sends yet meets an object that it does not
-        expect.
+        quarantined where `stage` is not null. `is_contested`: an earlier attempt may still be about. Then both files are
+        written, empty if need be, so that whatever it sends yet meets an object that it does not expect. `replaces`: the
+        shard's files stand there, and give way.
 
         Raises:
             FencedError: the output is another session's now.
             HerdError: another attempt keeps writing the same shard.
         """
         shard = int(block["lineage"][0]["shard"].as_py())
+        uri = self._record_uri(shard)
         for _ in range(MAX_CONFLICTS):
             check(self.store, self.uri, token)
-            if (standing := self._read_record(shard)) is not None and self._describes(standing):
+            standing = self._read_record(shard)
+            if standing is not None and self._describes(standing):
                 return standing
-            record = self._put_parts(block, shard, run_id, history, is_retry=is_retry)
-            if record is None:
-                is_retry = True
-                continue
-            check(self.store, self.uri, token)
-            uri = self._record_uri(shard)
-            if self.store.put_if(uri, record.to_json(), self.store.find_one(uri) if standing else None):
-                return record
-            is_retry = True
+            objects = self._put_parts(block, shard, run_id, is_contested=is_contested, replaces=replaces)
+            if objects is not None:
+                check(self.store, self.uri, token)
+                record = _record(block, shard, run_id, objects, history)
+                if self.store.put_if(uri, record.to_json(), self.store.find_one(uri) if standing else None):
+                    return record
+            is_contested = True
         raise HerdError(f"Shard {shard:06d} is being written by somebody else", where=self.uri)
 
     def _put_parts(
-        self, block: pa.Table, shard: int, run_id: str, history: Sequence[dict[str, Any]], *, is_retry: bool
-    ) -> CommitRecord | None:
-        """Puts a shard's files and gives the record that names them; None where another attempt came between."""
+        self, block: pa.Table, shard: int, run_id: str, *, is_contested: bool, replaces: bool
+    ) -> dict[str, dict[str, Any] | None] | None:
+        """Puts a shard's files and gives their descriptions for the record; None where another attempt came between."""
         failed = pc.is_valid(block["stage"])
         ok = block.filter(pc.invert(failed)).drop_columns([*(f.name for f in QUARANTINED_FIELDS), SECONDS])
         bad = block.filter(failed).drop_columns([*(f.name for f in answered_fields(pa.string())), SECONDS])
         metadata = {"herd.run_id": run_id, "herd.schema_version": str(SCHEMA_VERSION), "herd.shard": str(shard)}
         objects: dict[str, dict[str, Any] | None] = {"data": None, "quarantine": None}
         for kind, rows in (("data", ok), ("quarantine", bad)):
-            if rows.num_rows or is_retry:
-                name = self.part(kind, shard)
-                expected = self.store.find_one(self.at(name)) if is_retry else None
+            name = self.part(kind, shard)
+            if rows.num_rows or is_contested:
+                expected = self.store.find_one(self.at(name)) if is_contested or replaces else None
                 info = self.store.put_if(self.at(name), to_parquet(rows, metadata), expected)
                 if info is None:
                     return None
                 objects[kind] = {"uri": name, "etag": info.etag, "size": info.size, "rows": rows.num_rows}
-        lineage = block["lineage"].combine_chunks()
-        attempt = int(pc.max(lineage.field("attempt")).as_py())
-        latest = pc.index(lineage.field("attempt"), attempt).as_py()
-        reasons = zip(bad["stage"].to_pylist(), bad["error_type"].to_pylist(), strict=True)
-        return CommitRecord(
-            run_id=run_id,
-            shard=shard,
-            rows_in=block.num_rows,
-            rows_ok=ok.num_rows,
-            rows_quarantined=bad.num_rows,
-            tokens={k: int(pc.sum(ok[f"{k}_tokens"]).as_py() or 0) for k in ("prompt", "output")},
-            seconds=float(block[SECONDS][0].as_py()),
-            engine=str(lineage.field("engine")[latest].as_py()),
-            attempt=attempt,
-            data=objects["data"],
-            quarantine=objects["quarantine"],
-            reasons=dict(Counter(f"{stage}/{error}" for stage, error in reasons)),
-            history=list(history),
-            committed_at=datetime.now(UTC).isoformat(),
-        )
+            elif replaces:
+                self.store.remove(self.at(name))
+        return objects
 
     def _describes(self, record: CommitRecord) -> bool:
         """Whether the objects that a record names are the ones that stand."""
@@ -336,7 +326,38 @@ class Output:
         self.uncommit(shard)
         whole = pa.concat_tables(parts)
         order = pc.sort_indices(whole["lineage"].combine_chunks().field("row"))
-        return self.commit(whole.take(order), run_id, token, history=[*past, *history], is_retry=True)
+        return self.commit(whole.take(order), run_id, token, history=[*past, *history], replaces=True)
+
+
+def _record(
+    block: pa.Table,
+    shard: int,
+    run_id: str,
+    objects: dict[str, dict[str, Any] | None],
+    history: Sequence[dict[str, Any]],
+) -> CommitRecord:
+    is_bad = pc.is_valid(block["stage"])
+    bad = block.filter(is_bad)
+    lineage = block["lineage"].combine_chunks()
+    attempt = int(pc.max(lineage.field("attempt")).as_py())
+    latest = pc.index(lineage.field("attempt"), attempt).as_py()
+    reasons = zip(bad["stage"].to_pylist(), bad["error_type"].to_pylist(), strict=True)
+    return CommitRecord(
+        run_id=run_id,
+        shard=shard,
+        rows_in=block.num_rows,
+        rows_ok=block.num_rows - bad.num_rows,
+        rows_quarantined=bad.num_rows,
+        tokens={k: int(pc.sum(block[f"{k}_tokens"]).as_py() or 0) for k in ("prompt", "output")},
+        seconds=float(block[SECONDS][0].as_py()),
+        engine=str(lineage.field("engine")[latest].as_py()),
+        attempt=attempt,
+        data=objects["data"],
+        quarantine=objects["quarantine"],
+        reasons=dict(Counter(f"{stage}/{error}" for stage, error in reasons)),
+        history=list(history),
+        committed_at=datetime.now(UTC).isoformat(),
+    )
 
 
 def to_parquet(table: pa.Table, metadata: dict[str, str]) -> bytes:
