@@ -46,7 +46,7 @@ def connected(address: str | None, *, verbose: bool = False) -> Iterator[None]:
                 logging_level=logging.WARNING if verbose else logging.CRITICAL,
                 **local,
             )
-    except (ConnectionError, RuntimeError, ValueError) as e:
+    except Exception as e:  # Ray raises all kinds, plain Exception among them
         raise HerdError(
             f"No Ray cluster answers: {str(e).splitlines()[0]}",
             where=address,

@@ -190,7 +190,9 @@ class VllmEngine:
 
     def texts(self, completions: Sequence[Completion]) -> list[str]:
         raw = [i for i, c in enumerate(completions) if c.text is None]
-        decoded = self._decoder.batch_decode([list(completions[i].token_ids) for i in raw], skip_special_tokens=True)
+        tokens = [list(completions[i].token_ids) for i in raw]
+        # of an empty batch the tokenizer makes one empty text
+        decoded = self._decoder.batch_decode(tokens, skip_special_tokens=True) if tokens else []
         out = [c.text or "" for c in completions]
         for i, text in zip(raw, decoded, strict=True):
             out[i] = text

@@ -6,9 +6,10 @@ what has ended, in columns. Rows in flight are bounded over all questions, so th
 not the other way round.
 """
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -144,8 +145,12 @@ class Worker:
     def ask(self, ticket: int, slot: int, indices: Sequence[int], rows: pa.Table) -> None:
         """Takes rows of one shard; returns when all have entered. `indices` number them within the shard, and `slot` is
         the shard's table in the journal. Called from one thread, so that rows enter in the order of the questions."""
-        question = _Question(ticket, slot, indices)
-        self._questions[ticket] = question
+        with self._fatal():
+            self._enter(_Question(ticket, slot, indices), rows)
+
+    def _enter(self, question: _Question, rows: pa.Table) -> None:
+        self._questions[question.ticket] = question
+        indices = question.indices
         source = rows.select(self._columns.rendered)
         for start in range(0, len(indices), CHUNK_ROWS):
             chunk = indices[start : start + CHUNK_ROWS]
@@ -175,10 +180,10 @@ class Worker:
     def _prepare(
         self, question: _Question, indices: Sequence[int], rendered: "Future[list[Request | Failure]]"
     ) -> None:
-        try:
-            requests = rendered.result()
-        except CancelledError:
-            return  # the worker is being closed
+        with self._fatal(), contextlib.suppress(CancelledError):  # cancelled: the worker is being closed
+            self._prepare_all(question, indices, rendered.result())
+
+    def _prepare_all(self, question: _Question, indices: Sequence[int], requests: list[Request | Failure]) -> None:
         works = []
         for index, request in zip(indices, requests, strict=True):
             if isinstance(request, Failure):
@@ -205,10 +210,19 @@ class Worker:
         self._on_death(death)
 
     def _flush_always(self) -> None:
-        while True:
-            self._wake.wait(FLUSH_S)
-            self._wake.clear()
-            self._flush()
+        with self._fatal():
+            while True:
+                self._wake.wait(FLUSH_S)
+                self._wake.clear()
+                self._flush()
+
+    @contextlib.contextmanager
+    def _fatal(self) -> Iterator[None]:
+        """What goes wrong inside is the engine's death: a thread less would leave rows waiting for ever."""
+        try:
+            yield
+        except Exception as e:
+            self._on_death(e)
 
     def _flush(self) -> None:
         with self._flushing:

@@ -61,10 +61,7 @@ def test_put_that_fails_leaves_the_old_and_nothing_else(
 
     monkeypatch.setattr(f"pipeline.storage.os.{call}", fail)
     message = refused(lambda: store.put(uri, b"new content"))
-    assert message == (
-        f"The store failed: [Errno 28] No space left on device ({uri}). "
-        "Check the endpoint and the network, then run again."
-    )
+    assert message == f"The disk is full ({uri}). Make room, then run again."
     assert Path(uri).read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a"]
 
