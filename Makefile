@@ -7,7 +7,7 @@ COMPILE := $(BIN)/uv pip compile pyproject.toml --extra cpu --extra dev --overri
 	--python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url \
 	--no-annotate --custom-compile-command "make requirements"
 
-.PHONY: venv demo demo-s3 test check bench requirements clean
+.PHONY: venv demo demo-s3 test chaos check bench requirements clean
 
 venv: .venv/ready  ## set up .venv and nothing else
 
@@ -25,7 +25,10 @@ demo-s3: venv  ## the same with input and output on a real S3 server on this mac
 	$(BIN)/python -m jobs.demo --s3
 
 test: venv  ## all tests: unit, Ray, S3 servers, vLLM on the CPU
-	$(BIN)/python -m pytest tests/unit tests/ray tests/e2e
+	$(BIN)/python -m pytest -m "not chaos" tests/unit tests/ray tests/chaos tests/e2e
+
+chaos: venv  ## at least 100 seeded faults: processes, nodes and storage, at random and at each step of a commit
+	$(BIN)/python -m pytest tests/chaos
 
 check: venv  ## what must hold of the code itself: lint, format, types, import direction
 	$(BIN)/ruff check pipeline cluster jobs tests

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import ray
 
@@ -38,14 +39,15 @@ def connected(address: str | None, *, verbose: bool = False) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS")
     # a machine with a single core still needs an engine and a task beside it; cores here are slots, not threads
     local = {} if address else {"num_cpus": max(MIN_LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
+    options = {
+        "address": address or "local",
+        "log_to_driver": verbose,
+        "logging_level": logging.WARNING if verbose else logging.CRITICAL,
+        **local,
+    }
     try:
         with contextlib.nullcontext() if verbose else _silent_stderr():
-            ray.init(
-                address=address or "local",
-                log_to_driver=verbose,
-                logging_level=logging.WARNING if verbose else logging.CRITICAL,
-                **local,
-            )
+            _start(options)
     except Exception as e:  # Ray raises all kinds, plain Exception among them
         raise HerdError(
             f"No Ray cluster answers: {str(e).splitlines()[0]}",
@@ -56,6 +58,18 @@ def connected(address: str | None, *, verbose: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(options: dict[str, Any]) -> None:
+    """Starts or joins Ray. A cluster of our own gets a second chance: Ray gives its own parts 30 s, which a machine that is
+    busy with something else may not keep."""
+    try:
+        ray.init(**options)
+    except Exception:
+        ray.shutdown()
+        if options["address"] != "local":
+            raise
+        ray.init(**options)
 
 
 @contextlib.contextmanager
