@@ -1,5 +1,6 @@
 """The account of one shard: what was asked of it and what came back, as the rows that are committed. Pure."""
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -8,9 +9,20 @@ import pyarrow.compute as pc
 
 from pipeline.columns import Columns
 from pipeline.errors import Stage
-from pipeline.host.host import Answered
 from pipeline.model import ModelRef
 from pipeline.output import LINEAGE, SECONDS
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A shard's rows in order. `pieces` has the columns of `pipeline.host.worker.piece_schema` without `index`; `tries` counts for each
+    row how often it was asked, from 1; `history` holds the tries that ended with the engine, as `(index, try, error_type,
+    message, time)`."""
+
+    pieces: pa.Table
+    tries: list[int]
+    history: list[tuple[int, int, str, str, str]]
+    seconds: float
 
 
 def account(

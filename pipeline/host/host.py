@@ -21,6 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.accounts import Answered
 from pipeline.engine.base import EngineInfo
 from pipeline.errors import EngineStartError, HerdError, Stage
 from pipeline.facts import now
@@ -32,18 +33,6 @@ from pipeline.host.worker import piece_schema
 POLL_S = 0.2
 IDLE_POLL_S = 2.0
 MAX_BACKOFF_S = 30.0
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A shard's rows in order. `pieces` has the columns of `worker.piece_schema` without `index`; `tries` counts for each
-    row how often it was asked, from 1; `history` holds the tries that ended with the engine, as `(index, try, error_type,
-    message, time)`."""
-
-    pieces: pa.Table
-    tries: list[int]
-    history: list[tuple[int, int, str, str, str]]
-    seconds: float
 
 
 @dataclass(frozen=True)
