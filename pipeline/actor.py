@@ -106,13 +106,7 @@ class EngineActor:
             if self._job.merges:
                 record = self._output.merge(whole, self._job.run_id, self._job.token, history=past)
             else:
-                record = self._output.commit(
-                    whole,
-                    self._job.run_id,
-                    self._job.token,
-                    history=past,
-                    is_contested=attempt > 1 or self._job.token.was_taken_over,
-                )
+                record = self._output.commit(whole, self._job.run_id, self._job.token, history=past)
             ray.get(self._ledger.committed.remote(record))
         except EngineStartError as e:
             ray.get(self._ledger.engine_failed.remote(str(e)))

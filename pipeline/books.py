@@ -62,6 +62,10 @@ class PreparedRun:
     replayed: Mapping[int, Replayed] = field(default_factory=dict)
     """For a replay: by shard, the quarantined rows to ask again."""
 
+    def check_lease(self) -> None:
+        """Raises `FencedError` unless the output is still this session's."""
+        check(self.output.store, self.output.uri, self.lease.token)
+
     @property
     def pending(self) -> list[plan.Shard]:
         """What the session has to do, in plan order."""
@@ -320,9 +324,9 @@ def close(run: PreparedRun, progress: Progress) -> dict[str, Any]:
     """
     planned = set(run.table["shard"].to_pylist())
     records = [r for r in run.output.records(planned) if r.shard in planned]
-    check(run.output.store, run.output.uri, run.lease.token)
     if len(records) == len(planned):
         wrong = set(run.output.misdescribed(records))
+        run.check_lease()  # whatever is looked at is looked at before the lease, and acted upon after it
         for shard in wrong:
             run.output.uncommit(shard)
         records = [r for r in records if r.shard not in wrong]
@@ -334,7 +338,9 @@ def close(run: PreparedRun, progress: Progress) -> dict[str, Any]:
             f"{missing} of {run.table.num_rows} shards were not answered. {'; '.join(known + events)}",
             todo=resume_advice(run.config.output),
         )
-    for uri in run.output.unnamed(records):
+    unnamed = run.output.unnamed(records)
+    run.check_lease()
+    for uri in unnamed:
         run.output.store.remove(uri)
     for folder in ("data", "quarantine", "commits"):
         run.output.store.sweep(run.output.at(folder))
@@ -348,19 +354,23 @@ def close(run: PreparedRun, progress: Progress) -> dict[str, Any]:
         "output_tokens": sum(r.tokens["output"] for r in records),
         "quarantine_reasons": dict(sum((Counter(r.reasons) for r in records), Counter())),
     }
-    if progress.shards_done or not run.output.has("_SUCCESS"):
-        record_now = run.output.read_run()
-        record_now["sessions"][-1].update(ended_at=now(), **_session_figures(progress))
-        record_now.update(status="done", totals=totals, finished_at=now())
-        run.output.put_json("run.json", record_now)
-        run.output.put_json("_SUCCESS", totals)
+    store, names = run.output.store, [run.output.at("run.json"), run.output.at("_SUCCESS")]
+    stood = [store.find_one(name) for name in names]
+    if progress.shards_done or stood[1] is None:
+        record = run.output.read_run()
+        record["sessions"][-1].update(ended_at=now(), **_session_figures(progress))
+        record.update(status="done", totals=totals, finished_at=now())
+        run.check_lease()
+        for name, value, expected in zip(names, (record, totals), stood, strict=True):
+            if store.put_if(name, json.dumps(value, indent=1, default=str).encode(), expected) is None:
+                raise run.lease.fenced()
     return totals
 
 
 def give_up(run: PreparedRun, progress: Progress, why: str) -> None:
     """Writes down how a session ended that did not finish the run, unless the output is another's by now."""
     with contextlib.suppress(HerdError):
-        check(run.output.store, run.output.uri, run.lease.token)
+        run.check_lease()
         record = run.output.read_run()
         record["sessions"][-1].update(ended_at=now(), ended_by=why, **_session_figures(progress))
         run.output.put_json("run.json", record)

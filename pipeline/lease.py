@@ -65,9 +65,10 @@ def _boot() -> str:
 def _began(pid: int) -> str:
     """When a process of this machine was started, in the kernel's ticks; empty if there is none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
+    return "" if fields[0] in "ZX" else fields[19]  # dead, and only not yet buried by its parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,6 @@ class Token:
     """What those who write for a session carry: enough to look whether the lease is still theirs."""
 
     owner: str
-    was_taken_over: bool
-    """Whether the session before this one never gave its lease back, so that its writers may still be about."""
 
 
 def check(store: Store, output_uri: str, token: Token) -> None:
@@ -99,8 +98,8 @@ class Lease:
         pid = os.getpid()
         self._me = Holder(uuid.uuid4().hex, socket.gethostname(), _boot(), pid, _began(pid), now())
         self.is_lost = threading.Event()
-        was_taken_over = self._take()
-        self.token = Token(self._me.owner, was_taken_over)
+        self._take()
+        self.token = Token(self._me.owner)
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._renew_always, name="herd-lease", daemon=True)
         self._thread.start()
@@ -123,9 +122,8 @@ class Lease:
     def _put(self, expected: FileInfo | None) -> FileInfo | None:
         return self._store.put_if(self._uri, json.dumps(asdict(self._me)).encode(), expected)
 
-    def _take(self) -> bool:
-        """Takes the lease, or waits until it is free; true if it was taken from a session that never gave it back."""
-        was_taken_over = False
+    def _take(self) -> None:
+        """Takes the lease as soon as it is free."""
         while True:
             holder, found = _read(self._store, self._uri)
             if holder is not None and not holder.is_gone:
@@ -133,8 +131,7 @@ class Lease:
             stood = self._put(found)
             if stood is not None and self._has_settled():
                 self._stood = stood
-                return was_taken_over or holder is not None
-            was_taken_over = was_taken_over or holder is not None
+                return
 
     def _outwait(self, holder: Holder) -> None:
         """Returns when the holder has not renewed its lease for the lease's time, or has given it back."""
@@ -197,6 +194,8 @@ def _read(store: Store, uri: str) -> tuple[Holder | None, FileInfo | None]:
     try:
         return Holder(**json.loads(store.read(uri))), found
     except HerdError:
+        if store.find_one(uri) is not None:
+            raise
         return None, None  # it was given back just now
     except (ValueError, TypeError):
         return None, found

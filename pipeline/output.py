@@ -9,11 +9,15 @@
 Each object is put whole or not at all, and names depend on the shard alone, so writing a shard again replaces what an
 earlier attempt left. A reader who trusts only shards with a commit record never sees half a shard.
 
-Every put of a shard names the object that it expects to replace. So a writer that was overtaken (it slept, its node was
-cut off, another session took its place) is refused by the store, and the shard stays as the other one left it.
+Every put of a shard names the object that it expects to replace, and the commit record's object is also where attempts at
+a shard claim it. The first attempt expects nothing to stand anywhere. Whoever finds that something does looks at both
+files, replaces what stands for the record by a claim of its own, and then replaces files and claim. Claims are in order,
+so of several attempts the one that claimed last is the only one whose expectations still hold: whatever an earlier one
+sends yet (it slept, its node was cut off, another session took its place) is refused by the store.
 """
 
 import json
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -105,7 +109,13 @@ class CommitRecord:
             raise ConfigError(f"This commit record cannot be read: {e}", where=where) from None
 
 
-MAX_CONFLICTS = 5
+MAX_CONFLICTS = 6
+KINDS = ("data", "quarantine")
+CLAIM_BYTES = 64
+"""Objects in `commits/` of at most this size are claims; a record is many times larger."""
+
+Parts = dict[str, FileInfo | None]
+"""What stands for a shard's files, by kind."""
 
 RUN_KEYS = frozenset(
     {"run_id", "fingerprint", "settings", "config", "columns", "read_schema", "model", "shards", "rows", "sessions"}
@@ -179,7 +189,8 @@ class Output:
 
     def committed(self) -> set[int]:
         """Shards that have a commit record, from one listing."""
-        names = (f.uri.rsplit("/", 1)[-1] for f in self.store.list_folder(self.at("commits")))
+        files = self.store.list_folder(self.at("commits"))
+        names = (f.uri.rsplit("/", 1)[-1] for f in files if f.size > CLAIM_BYTES)
         return {int(n.removesuffix(".json")) for n in names if n.endswith(".json") and n[:-5].isdigit()}
 
     def records(self, planned: Iterable[int] = ()) -> list[CommitRecord]:
@@ -195,76 +206,89 @@ class Output:
         """
         shards = sorted(self.committed())
         read = zip(shards, self.store.read_many([self._record_uri(s) for s in shards]), strict=True)
-        found = {shard: CommitRecord.from_json(data, self._record_uri(shard)) for shard, data in read}
+        found = {s: CommitRecord.from_json(data, self._record_uri(s)) for s, data in read if len(data) > CLAIM_BYTES}
         for shard in set(planned) - found.keys():
-            if (record := self._read_record(shard)) is not None:
+            if (record := self._standing(shard)[1]) is not None:
                 found[shard] = record
         return found
 
     def _record_uri(self, shard: int) -> str:
         return self.at(f"commits/{shard:06d}.json")
 
-    def _read_record(self, shard: int) -> CommitRecord | None:
+    def _standing(self, shard: int) -> tuple[FileInfo | None, CommitRecord | None]:
+        """What stands for a shard's record: the object, and the record unless it is a claim."""
         uri = self._record_uri(shard)
-        return CommitRecord.from_json(self.store.read(uri), uri) if self.store.find_one(uri) else None
+        info = self.store.find_one(uri)
+        data = self.store.read(uri) if info is not None and info.size > CLAIM_BYTES else b""
+        return info, CommitRecord.from_json(data, uri) if len(data) > CLAIM_BYTES else None
+
+    def _parts(self, shard: int) -> Parts:
+        return {kind: self.store.find_one(self.at(self.part(kind, shard))) for kind in KINDS}
 
     def commit(
-        self,
-        block: pa.Table,
-        run_id: str,
-        token: Token,
-        *,
-        history: Sequence[dict[str, Any]] = (),
-        is_contested: bool = False,
-        replaces: bool = False,
+        self, block: pa.Table, run_id: str, token: Token, *, history: Sequence[dict[str, Any]] = ()
     ) -> CommitRecord:
         """Writes one shard's rows and then its record, or finds that another attempt at it has been faster.
 
         `block` has the carried columns, `answered_fields`, `QUARANTINED_FIELDS`, `lineage` and `SECONDS`; a row is
-        quarantined where `stage` is not null. `is_contested`: an earlier attempt may still be about. Then both files are
-        written, empty if need be, so that whatever it sends yet meets an object that it does not expect. `replaces`: the
-        shard's files stand there, and give way.
+        quarantined where `stage` is not null.
 
         Raises:
             FencedError: the output is another session's now.
             HerdError: another attempt keeps writing the same shard.
         """
         shard = int(block["lineage"][0]["shard"].as_py())
-        uri = self._record_uri(shard)
+        is_first = True
         for _ in range(MAX_CONFLICTS):
+            expected: Parts = dict.fromkeys(KINDS) if is_first else self._parts(shard)
             check(self.store, self.uri, token)
-            standing = self._read_record(shard)
-            if standing is not None and self._describes(standing):
-                return standing
-            objects = self._put_parts(block, shard, run_id, is_contested=is_contested, replaces=replaces)
-            if objects is not None:
-                check(self.store, self.uri, token)
-                record = _record(block, shard, run_id, objects, history)
-                if self.store.put_if(uri, record.to_json(), self.store.find_one(uri) if standing else None):
-                    return record
-            is_contested = True
+            info, record = self._standing(shard)
+            if record is not None and self._describes(record):
+                return record
+            if info is None or not is_first:
+                made = self._write(block, shard, run_id, token, history, expected, info, claims=not is_first)
+                if made is not None:
+                    return made
+            is_first = False
         raise HerdError(f"Shard {shard:06d} is being written by somebody else", where=self.uri)
 
-    def _put_parts(
-        self, block: pa.Table, shard: int, run_id: str, *, is_contested: bool, replaces: bool
-    ) -> dict[str, dict[str, Any] | None] | None:
-        """Puts a shard's files and gives their descriptions for the record; None where another attempt came between."""
+    def _write(
+        self,
+        block: pa.Table,
+        shard: int,
+        run_id: str,
+        token: Token,
+        history: Sequence[dict[str, Any]],
+        expected: Parts,
+        info: FileInfo | None,
+        *,
+        claims: bool,
+    ) -> CommitRecord | None:
+        """Puts a shard's files where `expected` stand and its record where `info` stands, claiming the shard first if
+        asked; None where another attempt came between.
+
+        The data file is always written, if need be without a row: it is what a first attempt that slept runs into.
+        """
+        uri = self._record_uri(shard)
+        if claims:
+            info = self.store.put_if(uri, json.dumps({"claim": uuid.uuid4().hex}).encode(), info)
+            if info is None:
+                return None
         failed = pc.is_valid(block["stage"])
         ok = block.filter(pc.invert(failed)).drop_columns([*(f.name for f in QUARANTINED_FIELDS), SECONDS])
         bad = block.filter(failed).drop_columns([*(f.name for f in answered_fields(pa.string())), SECONDS])
         metadata = {"herd.run_id": run_id, "herd.schema_version": str(SCHEMA_VERSION), "herd.shard": str(shard)}
-        objects: dict[str, dict[str, Any] | None] = {"data": None, "quarantine": None}
+        objects: dict[str, dict[str, Any] | None] = dict.fromkeys(KINDS)
         for kind, rows in (("data", ok), ("quarantine", bad)):
-            name = self.part(kind, shard)
-            if rows.num_rows or is_contested:
-                expected = self.store.find_one(self.at(name)) if is_contested or replaces else None
-                info = self.store.put_if(self.at(name), to_parquet(rows, metadata), expected)
-                if info is None:
+            if rows.num_rows or claims or kind == "data":
+                name = self.part(kind, shard)
+                put = self.store.put_if(self.at(name), to_parquet(rows, metadata), expected[kind])
+                if put is None:
                     return None
-                objects[kind] = {"uri": name, "etag": info.etag, "size": info.size, "rows": rows.num_rows}
-            elif replaces:
-                self.store.remove(self.at(name))
-        return objects
+                objects[kind] = {"uri": name, "etag": put.etag, "size": put.size, "rows": rows.num_rows}
+        check(self.store, self.uri, token)
+        record = _record(block, shard, run_id, objects, history)
+        return record if self.store.put_if(uri, record.to_json(), info) else None
 
     def _describes(self, record: CommitRecord) -> bool:
         """Whether the objects that a record names are the ones that stand."""
@@ -277,7 +301,7 @@ class Output:
     def misdescribed(self, records: Iterable[CommitRecord]) -> list[int]:
         """Shards whose objects are not the ones that their records name: an overtaken writer's last request may do that
         where the store keeps no conditions. From one listing a folder; what that does not show is looked at by name."""
-        listed = {f.uri: f.etag for kind in ("data", "quarantine") for f in self.store.list_folder(self.at(kind))}
+        listed = {f.uri: f.etag for kind in KINDS for f in self.store.list_folder(self.at(kind))}
         doubtful = [
             record
             for record in records
@@ -291,12 +315,7 @@ class Output:
     def unnamed(self, records: Iterable[CommitRecord]) -> list[str]:
         """Files of `data/` and `quarantine/` that no record names, as attempts leave them that were overtaken."""
         named = {self.at(o["uri"]) for record in records for o in (record.data, record.quarantine) if o}
-        return [
-            f.uri
-            for kind in ("data", "quarantine")
-            for f in self.store.list_folder(self.at(kind))
-            if f.uri not in named
-        ]
+        return [f.uri for kind in KINDS for f in self.store.list_folder(self.at(kind)) if f.uri not in named]
 
     def uncommit(self, shard: int) -> None:
         """Takes a shard's record away: the shard counts as not done."""
@@ -305,28 +324,33 @@ class Output:
     def merge(self, block: pa.Table, run_id: str, token: Token, *, history: Sequence[dict[str, Any]]) -> CommitRecord:
         """Puts rows of a committed shard in the place of what stands for them, and commits the shard anew.
 
-        The old record goes first: should this stop half-way, the shard counts as not done. The rows that were replaced
-        are added to the record's history as they stood in the quarantine.
+        The old record gives way to a claim first: should this stop half-way, the shard counts as not done. The rows that
+        were replaced are added to the record's history as they stood in the quarantine.
+
+        Raises:
+            FencedError: the output is another session's now.
+            HerdError: somebody else keeps writing the same shard.
         """
-        check(self.store, self.uri, token)
         rows = block["lineage"].combine_chunks()
-        shard = rows.field("shard")[0].as_py()
-        record = self._read_record(shard)  # None: an earlier try of this merge was cut short, and is made again
-        past = [*(record.history if record else ())]
-        parts = [block]
-        for kind in ("data", "quarantine"):
-            name = self.part(kind, shard)
-            if self.store.find_one(self.at(name)) is None:
-                continue
-            old = self.read_table(name)
-            replaced = pc.is_in(old["lineage"].combine_chunks().field("row"), rows.field("row"))
-            if kind == "quarantine":
-                past.extend(_tries(old.filter(replaced)))
-            parts.append(_as_block(old.filter(pc.invert(replaced)), block))
-        self.uncommit(shard)
-        whole = pa.concat_tables(parts)
-        order = pc.sort_indices(whole["lineage"].combine_chunks().field("row"))
-        return self.commit(whole.take(order), run_id, token, history=[*past, *history], replaces=True)
+        shard = int(rows.field("shard")[0].as_py())
+        for _ in range(MAX_CONFLICTS):
+            info, record = self._standing(shard)  # no record: an earlier try of this merge was cut short
+            expected = self._parts(shard)
+            check(self.store, self.uri, token)
+            past = [*(record.history if record else ())]
+            parts = [block]
+            for kind in (kind for kind, found in expected.items() if found):
+                old = self.read_table(self.part(kind, shard))
+                replaced = pc.is_in(old["lineage"].combine_chunks().field("row"), rows.field("row"))
+                if kind == "quarantine":
+                    past.extend(_tries(old.filter(replaced)))
+                parts.append(_as_block(old.filter(pc.invert(replaced)), block))
+            whole = pa.concat_tables(parts)
+            whole = whole.take(pc.sort_indices(whole["lineage"].combine_chunks().field("row")))
+            made = self._write(whole, shard, run_id, token, [*past, *history], expected, info, claims=True)
+            if made is not None:
+                return made
+        raise HerdError(f"Shard {shard:06d} is being written by somebody else", where=self.uri)
 
 
 def _record(

@@ -6,10 +6,11 @@ on the way is sorted, tried again or put into words by `pipeline.storage_faults`
 """
 
 import contextlib
-import errno
+import fcntl
 import os
+import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,7 @@ from pipeline.errors import StorageError
 from pipeline.storage_faults import BodyMismatchError, is_precondition, retrying, storage_errors
 
 CONCURRENCY = 32
+LOCK_S = 5.0
 PART_BYTES = 50 * 2**20
 """Objects of twice this size and more are sent in parts; they too appear whole or not at all."""
 
@@ -193,7 +195,13 @@ class Store:
 
     def put(self, uri: str, data: bytes) -> FileInfo:
         """Writes an object whole or not at all, over whatever stood there."""
-        return self.call(uri, lambda: self._put_local(uri, data) if self.is_local else self._put_remote(uri, data))
+
+        def write() -> FileInfo:
+            info = self._put_local(uri, data) if self.is_local else self._put_remote(uri, data)
+            assert info is not None
+            return info
+
+        return self.call(uri, write)
 
     def put_if(self, uri: str, data: bytes, expected: FileInfo | None) -> FileInfo | None:
         """Writes an object whole or not at all, if what stands there now is `expected` (None: nothing); None if it is
@@ -202,23 +210,27 @@ class Store:
         """
 
         def write() -> FileInfo | None:
-            current = self.find_one(uri)
-            if (current and current.etag) != (expected and expected.etag):
+            if self.is_local:
+                return self._put_local(uri, data, lambda: self._stands(uri, expected)) or self._if_same(uri, data)
+            if not self._stands(uri, expected):
                 return self._if_same(uri, data)
             try:
-                if self.is_local:
-                    return self._put_local(uri, data, only_new=expected is None)
                 if expected is None:
                     return self._put_remote(uri, data, mode="create")
                 # S3 takes this condition with a single request only, not with an upload in parts
                 condition = {} if len(data) >= 2 * PART_BYTES else {"IfMatch": expected.etag}
                 return self._put_remote(uri, data, **condition)
             except Exception as e:
-                if is_precondition(e):
+                is_gone = expected is not None and isinstance(e, FileNotFoundError)
+                if is_gone or is_precondition(e):
                     return self._if_same(uri, data)
                 raise
 
         return self.call(uri, write)
+
+    def _stands(self, uri: str, expected: FileInfo | None) -> bool:
+        current = self.find_one(uri)
+        return (current and current.etag) == (expected and expected.etag)
 
     def refuses_to_create(self, uri: str) -> bool:
         """Whether the store keeps the condition that an object be new, tried with an object at `uri`, which is removed."""
@@ -248,7 +260,8 @@ class Store:
             raise BodyMismatchError(f"{info.size:,} of {len(data):,} bytes arrived")
         return info
 
-    def _put_local(self, uri: str, data: bytes, *, only_new: bool = False) -> FileInfo:
+    def _put_local(self, uri: str, data: bytes, may: Callable[[], bool] = lambda: True) -> FileInfo | None:
+        """Writes beside the file and then takes its place, if `may` says so; None if it does not."""
         path = self.path(uri)
         folder, name = os.path.split(path)
         os.makedirs(folder, exist_ok=True)
@@ -258,14 +271,14 @@ class Store:
                 f.write(data)
                 f.flush()
                 os.fsync(f.fileno())
-            if only_new:
-                _link(partial, path)
-            else:
+            with _alone_in(folder):
+                if not may():
+                    return None
                 os.replace(partial, path)
+                return self._info(self.fs.info(path))
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(partial)
-        return self._info(self.fs.info(path))
 
     def remove(self, uri: str) -> None:
         """Removes an object; one that is not there is no error."""
@@ -296,13 +309,23 @@ def _is_hidden_file(path: str) -> bool:
     return path.rsplit("/", 1)[-1].startswith(".")
 
 
-def _link(source: str, target: str) -> None:
-    """Gives a file its name unless another has it; raises `FileExistsError` then."""
+@contextlib.contextmanager
+def _alone_in(folder: str) -> Iterator[None]:
+    """Keeps other writers of a local folder waiting, for some seconds at most: one that sleeps must not stop them all.
+    Without effect on filesystems that know no locks."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.link(source, target)
-    except OSError as e:
-        if e.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        if os.path.exists(target):  # a filesystem without hard links
-            raise FileExistsError(target) from None
-        os.replace(source, target)
+        deadline = time.monotonic() + LOCK_S
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.002)
+            except OSError:
+                break
+        yield
+    finally:
+        os.close(handle)
