@@ -111,6 +111,8 @@ class CommitRecord:
 
 MAX_CONFLICTS = 6
 KINDS = ("data", "quarantine")
+HISTORY_KEY = "herd.history"
+"""Where a shard's files repeat the history of its record, as JSON, for whoever finds them without a record."""
 CLAIM_BYTES = 64
 """Objects in `commits/` of at most this size are claims; a record is many times larger."""
 
@@ -278,6 +280,8 @@ class Output:
         ok = block.filter(pc.invert(failed)).drop_columns([*(f.name for f in QUARANTINED_FIELDS), SECONDS])
         bad = block.filter(failed).drop_columns([*(f.name for f in answered_fields(pa.string())), SECONDS])
         metadata = {"herd.run_id": run_id, "herd.schema_version": str(SCHEMA_VERSION), "herd.shard": str(shard)}
+        if history:
+            metadata[HISTORY_KEY] = json.dumps(list(history))
         objects: dict[str, dict[str, Any] | None] = dict.fromkeys(KINDS)
         for kind, rows in (("data", ok), ("quarantine", bad)):
             if rows.num_rows or claims or kind == "data":
@@ -334,20 +338,23 @@ class Output:
         rows = block["lineage"].combine_chunks()
         shard = int(rows.field("shard")[0].as_py())
         for _ in range(MAX_CONFLICTS):
-            info, record = self._standing(shard)  # no record: an earlier try of this merge was cut short
+            info, _ = self._standing(shard)
             expected = self._parts(shard)
             check(self.store, self.uri, token)
-            past = [*(record.history if record else ())]
+            past: list[dict[str, Any]] = []
             parts = [block]
             for kind in (kind for kind, found in expected.items() if found):
                 old = self.read_table(self.part(kind, shard))
                 replaced = pc.is_in(old["lineage"].combine_chunks().field("row"), rows.field("row"))
+                past.extend(json.loads((old.schema.metadata or {}).get(HISTORY_KEY.encode(), b"[]")))
                 if kind == "quarantine":
                     past.extend(_tries(old.filter(replaced)))
                 parts.append(_as_block(old.filter(pc.invert(replaced)), block))
             whole = pa.concat_tables(parts)
             whole = whole.take(pc.sort_indices(whole["lineage"].combine_chunks().field("row")))
-            made = self._write(whole, shard, run_id, token, [*past, *history], expected, info, claims=True)
+            # both files may tell of the same try, and a merge that was cut short has told of some before
+            told = {(h["row"], h["attempt"]): h for h in [*past, *history]}
+            made = self._write(whole, shard, run_id, token, list(told.values()), expected, info, claims=True)
             if made is not None:
                 return made
         raise HerdError(f"Shard {shard:06d} is being written by somebody else", where=self.uri)

@@ -81,6 +81,7 @@ class EngineHost:
         self._schema = piece_schema(job.config)
         self._journal = Journal.create(self._slots, max_rows)
         self._isolation = Isolation()
+        self._convicted: list[tuple[Row, str, str]] = []
         self._batches: dict[int, _Batch] = {}
         self._arrivals: queue.SimpleQueue[_Batch] = queue.SimpleQueue()
         self._doorbell_in, self._doorbell_out = os.pipe()
@@ -116,8 +117,8 @@ class EngineHost:
                     raise self._fault
                 self._numbers += 1
                 batch = _Batch(self._numbers, self._free.pop(), rows, set(range(rows.num_rows)), future)
-            try:
                 self._arrivals.put(batch)
+            try:
                 self._ring()
                 return future.result()
             finally:
@@ -191,6 +192,7 @@ class EngineHost:
                 match message:
                     case ("ready", info):
                         is_ready, start_s = True, time.monotonic() - born
+                        progress, since = self._journal.progress, time.monotonic()
                         self.info = info
                         self._events.ready(info, start_s)
                         if not started.done():
@@ -227,10 +229,14 @@ class EngineHost:
             while (row := self._isolation.next(time.monotonic())) is not None:
                 self._ask(life, self._batches[row[0]], [row[1]])
             return
+        convicted = {row for row, _, _ in self._convicted}
         for batch in self._batches.values():
             if not batch.is_sent:
                 batch.is_sent = True
-                self._ask(life, batch, sorted(batch.missing))
+                if rows := [i for i in sorted(batch.missing) if (batch.number, i) not in convicted]:
+                    self._ask(life, batch, rows)
+        if not self._tickets:
+            self._settle()  # nobody is left to prove the engine by but its start, which has just gone well
 
     def _ask(self, life: "_Life", batch: _Batch, indices: list[int]) -> None:
         self._next_ticket += 1
@@ -246,6 +252,7 @@ class EngineHost:
         batch.missing.difference_update(indices)
         if piece["stage"].null_count:  # the engine's own answers, not rows that never reached it
             self._deaths_in_a_row = 0
+            self._settle()
         if self._isolation.is_active:
             self._isolation.ended([(batch.number, i) for i in indices])
             self._note_clearance()
@@ -295,7 +302,7 @@ class EngineHost:
                 todo="Look for the machine's fault rather than a row's: GPU, memory, model files.",
             )
         if convicted is not None:
-            self._convict(convicted, error_type, message)
+            self._convicted.append((convicted, error_type, message))
         time.sleep(min(MAX_BACKOFF_S, 0.1 * 4 ** (self._deaths_in_a_row - 1)))
 
     def _record(self, rows: Sequence[Row], error_type: str, message: str) -> None:
@@ -304,7 +311,14 @@ class EngineHost:
             tries = 1 + sum(1 for entry in batch.history if entry[0] == index)
             batch.history.append((index, tries, error_type, message, now()))
 
-    def _convict(self, row: Row, error_type: str, message: str) -> None:
+    def _settle(self) -> None:
+        """Quarantines the rows that are convicted. Until the engine has shown that it works at all, by an answer to
+        another row, the fault may be the machine's."""
+        convicted, self._convicted = self._convicted, []
+        for row, error_type, message in convicted:
+            self._quarantine(row, error_type, message)
+
+    def _quarantine(self, row: Row, error_type: str, message: str) -> None:
         number, index = row
         batch = self._batches[number]
         deaths = [entry for entry in batch.history if entry[0] == index]

@@ -19,7 +19,8 @@ PHASE_BITS = 3
 
 
 class Phase(IntEnum):
-    """Where a row is. Rows that only wait (for a thread, for admission) are in none of the active phases."""
+    """Where a row is. Rows that only wait (for a thread, for admission, to be handed back) are in none of the active
+    phases."""
 
     IDLE = 0
     RENDER = 1
@@ -28,12 +29,12 @@ class Phase(IntEnum):
     PREPARED = 4
     ADMIT = 5
     ENGINE = 6
-    ENDED = 7
+    PARSE = 7
 
     @property
     def is_active(self) -> bool:
         """Whether code is at work on the row, so that a death may be its doing."""
-        return self in (Phase.RENDER, Phase.PREPARE, Phase.ADMIT, Phase.ENGINE)
+        return self in (Phase.RENDER, Phase.PREPARE, Phase.ADMIT, Phase.ENGINE, Phase.PARSE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,7 @@ def main(fd: int) -> None:
         with sending:
             connection.send(message)
 
+    pa.array([None], pa.int32())  # has pyarrow import what it will want, now rather than while the engine works
     try:
         engine = start_engine(job)
     except Exception as e:  # whatever keeps an engine from starting is told to the host, which decides

@@ -200,7 +200,7 @@ class Worker:
         self._loop.submit(works, settled=len(requests))
 
     def _end(self, question: _Question, index: int, result: Completion | Failure) -> None:
-        self._journal.mark(question.slot, index, Phase.ENDED)
+        self._journal.mark(question.slot, index, Phase.IDLE)
         self._slots.give(1)
         if question.end(index, result):
             self._wake.set()
@@ -229,13 +229,13 @@ class Worker:
             for ticket, question in list(self._questions.items()):
                 ended, is_whole = question.take_ended()
                 if ended:
-                    self._emit(ticket, self._piece(ended))
+                    self._emit(ticket, self._piece(question.slot, ended))
                 if is_whole:
                     del self._questions[ticket]
 
-    def _piece(self, ended: Sequence[tuple[int, Outcome]]) -> pa.RecordBatch:
+    def _piece(self, slot: int, ended: Sequence[tuple[int, Outcome]]) -> pa.RecordBatch:
         outcomes = [outcome for _, outcome in ended]
-        parsed = self._parsed(outcomes)
+        parsed = self._parsed(slot, ended)
         columns: dict[str, list[Any]] = {
             "index": [index for index, _ in ended],
             "response": [text for _, text, _, _ in parsed],
@@ -251,21 +251,26 @@ class Worker:
         }
         return pa.record_batch([pa.array(columns[f.name], f.type) for f in self._schema], schema=self._schema)
 
-    def _parsed(self, outcomes: list[Outcome]) -> list[tuple[Completion | None, str | None, Any, Failure | None]]:
+    def _parsed(
+        self, slot: int, ended: Sequence[tuple[int, Outcome]]
+    ) -> list[tuple[Completion | None, str | None, Any, Failure | None]]:
         """Completion, text, answer and failure of each row; a row has either an answer or a failure."""
-        completions = [o.result for o in outcomes if isinstance(o.result, Completion)]
-        texts = iter(self._engine.texts(completions))
+        answered = [(index, o.result) for index, o in ended if isinstance(o.result, Completion)]
+        for index, _ in answered:
+            self._journal.mark(slot, index, Phase.PARSE)
+        texts = dict(zip([i for i, _ in answered], self._engine.texts([c for _, c in answered]), strict=True))
         out: list[tuple[Completion | None, str | None, Any, Failure | None]] = []
-        for outcome in outcomes:
+        for index, outcome in ended:
             if isinstance(outcome.result, Failure):
                 out.append((None, None, None, outcome.result))
                 continue
-            text = next(texts)
+            self._journal.mark(slot, index, Phase.PARSE)
             try:
-                value = self._parse(text, outcome.result.finish_reason)
-                out.append((outcome.result, text, self._to_arrow(value), None))
+                value = self._parse(texts[index], outcome.result.finish_reason)
+                out.append((outcome.result, texts[index], self._to_arrow(value), None))
             except RowError as e:
                 out.append((None, None, None, Failure.of(e)))
+            self._journal.mark(slot, index, Phase.IDLE)
         return out
 
     def _to_arrow(self, value: Any) -> Any:

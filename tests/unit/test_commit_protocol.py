@@ -143,7 +143,7 @@ class Run:
 
 def finish(run: Run, *, failed: frozenset[int] = SOME) -> None:
     """Sessions that nothing disturbs, until one has closed the run and given its lease back."""
-    for number in range(MAX_SESSIONS):
+    for _ in range(MAX_SESSIONS):
         run.begin_session()
         for shard in run.pending():
             run.attempt(shard, failed).run()

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.jobfile import adhoc_job, load_job
+from jobs.jobfile import adhoc_job, amended, load_job
 from pipeline.errors import ConfigError
 
 JOB = """\
@@ -159,3 +159,69 @@ def test_adhoc_job_takes_dotted_keys_and_skips_what_is_not_given() -> None:
 def test_adhoc_job_unsound_refused() -> None:
     with pytest.raises(ConfigError, match="`output` is missing"):
         adhoc_job({"input.uri": "a", "prompt.user": "hi", "engine.kind": "echo", "output.uri": None})
+
+
+def test_amended_without_overrides_is_the_same_job(path: str) -> None:
+    config = load_job(path)
+    assert amended(config, []) is config
+
+
+def test_amended_changes_only_what_it_is_told_to(path: str) -> None:
+    config = load_job(path, ["pool.min=2", "engine.max_num_seqs=8", "sampling.temperature=0.5"])
+    changed = amended(config, ["pool.max=4", "engine.max_num_seqs=16", "limits.max_engine_restarts=9"])
+    before, after = config.model_dump(), changed.model_dump()
+    assert (after["pool"].pop("max"), before["pool"].pop("max")) == (4, None)
+    assert (after["engine"].pop("max_num_seqs"), before["engine"].pop("max_num_seqs")) == (16, 8)
+    assert (after["limits"].pop("max_engine_restarts"), before["limits"].pop("max_engine_restarts")) == (9, 6)
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["answer.choice=[a, b]"],
+        ["answer.json_schema={type: object, properties: {a: {type: integer}}}"],
+        ["shard.max_bytes=1MiB", "render.images.max_bytes=10KB"],
+        ["input.uri=[a, b]", "input.carry=[id]"],
+        ["engine.echo.die_on=x", "engine.tensor_parallel_size=2"],
+        ["evaluate={gold: label}"],
+    ],
+)
+def test_amended_keeps_what_the_job_has_given(path: str, overrides: list[str]) -> None:
+    config = load_job(path, overrides)
+    assert amended(config, ["pool.min=1"]).model_dump() == config.model_dump()
+
+
+def test_amended_leaves_the_earlier_job_as_it_was(path: str) -> None:
+    config = load_job(path, ["sampling.temperature=0.5", "engine.max_num_seqs=8"])
+    before = config.model_dump()
+    amended(config, ["sampling.temperature=1.0", "engine.max_num_seqs=16", "pool.min=3"])
+    assert config.model_dump() == before
+
+
+@pytest.mark.parametrize("override", ["output.uri=elsewhere", "output={uri: elsewhere}"])
+def test_amended_job_that_would_write_elsewhere_refused(path: str, override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        amended(load_job(path), [override])
+    assert str(caught.value) == "A run stays where its output is (--set output.uri)."
+
+
+def test_amended_may_reach_the_same_output_by_another_way(path: str) -> None:
+    changed = amended(load_job(path), ["output.storage.endpoint_url=http://localhost:9000"])
+    assert (changed.output.uri, changed.output.storage.endpoint_url) == ("out", "http://localhost:9000")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("pool.mim=2", "unknown key `pool.mim`. Did you mean `min`?"),
+        ("pool.min=0", "pool.min"),
+        ("pool.min", "`pool.min` is not of the form key.path=value"),
+        ("output={}", "`output.uri` is missing"),
+    ],
+)
+def test_amended_unsound_refused(path: str, override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        amended(load_job(path), [override])
+    assert said in str(caught.value)
+    assert "--set" in str(caught.value)

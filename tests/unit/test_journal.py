@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.host.journal import Journal, Mark, Phase, suspects
 
-ACTIVE = [Phase.RENDER, Phase.PREPARE, Phase.ADMIT, Phase.ENGINE]
+ACTIVE = [Phase.RENDER, Phase.PREPARE, Phase.ADMIT, Phase.ENGINE, Phase.PARSE]
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_active_rows_are_in_the_order_of_their_latest_mark(journal: Journal) -> 
 
 
 def test_row_that_has_ended_can_begin_again(journal: Journal) -> None:
-    for phase in (Phase.ENGINE, Phase.ENDED, Phase.RENDER):
+    for phase in (Phase.ENGINE, Phase.IDLE, Phase.RENDER):
         journal.mark(0, 5, phase)
     assert journal.active() == [Mark(0, 5, Phase.RENDER, 3)]
 
@@ -111,7 +111,7 @@ from pipeline.host.journal import Journal, Phase
 journal = Journal(sys.argv[1], 3, 10)
 for index in range(5):
     journal.mark(0, index, Phase.ENGINE)
-journal.mark(0, 1, Phase.ENDED)
+journal.mark(0, 1, Phase.IDLE)
 journal.beat(42)
 journal.mark(2, 9, Phase.ADMIT)
 os.kill(os.getpid(), signal.{})

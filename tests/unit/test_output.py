@@ -118,44 +118,43 @@ def test_commit_without_failures_writes_no_quarantine(output: Output, token: Tok
     assert listing(output) == {"data/part-000003.parquet", "commits/000003.json"}
 
 
-def test_commit_without_answers_writes_no_data(output: Output, token: Token) -> None:
+def test_commit_without_answers_writes_a_data_file_without_rows(output: Output, token: Token) -> None:
     record = output.commit(block(row(0, failed="image_null")), "run-1", token)
-    assert record.data is None
+    assert record.data and record.data["rows"] == 0
     assert record.tokens == {"prompt": 0, "output": 0}
-    assert listing(output) == {"quarantine/part-000003.parquet", "commits/000003.json"}
+    assert listing(output) == {"data/part-000003.parquet", "quarantine/part-000003.parquet", "commits/000003.json"}
+    data = output.read_table("data/part-000003.parquet")
+    assert (data.num_rows, data["answer"].type) == (0, ANSWER)
 
 
 def test_commit_of_a_shard_that_stands_leaves_it(output: Output, token: Token) -> None:
     """An attempt that was overtaken is content with what the other one wrote."""
     first = output.commit(mixed(), "run-1", token)
     files = {name: (Path(output.uri) / name).read_bytes() for name in listing(output)}
-    later = block(row(0, attempt=2), row(1, attempt=2))
-    assert output.commit(later, "run-1", token) == first
-    assert output.commit(later, "run-1", token, is_contested=True) == first
+    assert output.commit(block(row(0, attempt=2), row(1, attempt=2)), "run-1", token) == first
     assert {name: (Path(output.uri) / name).read_bytes() for name in listing(output)} == files
 
 
-@pytest.mark.parametrize("is_contested", [False, True])
-def test_commit_over_what_an_attempt_without_a_record_left_replaces_it(
-    output: Output, token: Token, is_contested: bool
-) -> None:
+def test_commit_over_what_an_attempt_without_a_record_left_replaces_it(output: Output, token: Token) -> None:
     output.commit(mixed(), "run-1", token)
     output.uncommit(3)
-    again = block(row(0, attempt=2), row(1, attempt=2))
-    record = output.commit(again, "run-1", token, is_contested=is_contested)
+    record = output.commit(block(row(0, attempt=2), row(1, attempt=2)), "run-1", token)
     assert (record.attempt, record.engine, record.rows_ok, record.rows_quarantined) == (2, "echo 2", 2, 0)
     assert output.read_table("data/part-000003.parquet")["id"].to_pylist() == [100, 101]
     assert output.read_table("quarantine/part-000003.parquet").num_rows == 0
     assert output.misdescribed([record]) == [] and output.unnamed([record]) == []
 
 
-def test_commit_of_a_contested_shard_writes_both_files_however_empty(output: Output, token: Token) -> None:
-    record = output.commit(block(row(0)), "run-1", token, is_contested=True)
+def test_commit_of_a_claimed_shard_writes_both_files_however_empty(output: Output, token: Token) -> None:
+    output.put_json("commits/000003.json", {"claim": "somebody"})
+    assert output.committed() == set() and output.records([3]) == []
+    record = output.commit(block(row(0)), "run-1", token)
     assert record.data and record.quarantine
     assert (record.data["rows"], record.quarantine["rows"]) == (1, 0)
     assert output.read_table("quarantine/part-000003.parquet").column_names == [
         *("id", "stage", "error_type", "message", "attempts", "lineage")
     ]
+    assert output.records() == [record]
 
 
 def test_commit_anew_where_the_record_names_other_objects(output: Output, token: Token) -> None:
@@ -170,7 +169,7 @@ def test_commit_anew_where_the_record_names_other_objects(output: Output, token:
 
 def test_commit_without_the_lease_refused_and_nothing_written(output: Output, token: Token) -> None:
     with pytest.raises(FencedError, match="This session has lost its output to another: process"):
-        output.commit(mixed(), "run-1", Token("somebody else", False))
+        output.commit(mixed(), "run-1", Token("somebody else"))
     assert listing(output) == set()
 
 
@@ -203,7 +202,7 @@ def test_commit_of_a_shard_that_somebody_else_keeps_writing_ends(
     monkeypatch.setattr(Store, "put_if", put_after_another)
     with pytest.raises(HerdError, match="Shard 000003 is being written by somebody else"):
         output.commit(mixed(), "run-1", token)
-    assert others == ["data/part-000003.parquet"] * 5
+    assert others == ["data/part-000003.parquet", *["commits/000003.json"] * 5]
     assert output.committed() == set()
 
 
@@ -251,14 +250,14 @@ def test_merge_cut_short_is_made_again(output: Output, token: Token, monkeypatch
     output.commit(mixed(), "run-1", token)
     real = Store.put_if
 
-    def only_data(self: Store, uri: str, *args: Any) -> Any:
-        if "/data/" not in uri:
+    def no_quarantine(self: Store, uri: str, *args: Any) -> Any:
+        if "/quarantine/" in uri:
             raise OSError("out of reach")
         return real(self, uri, *args)
 
     healed = block(row(1, attempt=2))
     with monkeypatch.context() as patch, pytest.raises(OSError, match="out of reach"):
-        patch.setattr(Store, "put_if", only_data)
+        patch.setattr(Store, "put_if", no_quarantine)
         output.merge(healed, "run-1", token, history=[])
     record = output.merge(healed, "run-1", token, history=[])
     assert output.read_table("data/part-000003.parquet")["id"].to_pylist() == [100, 101, 102]
@@ -266,30 +265,55 @@ def test_merge_cut_short_is_made_again(output: Output, token: Token, monkeypatch
     assert (record.rows_in, [entry["row"] for entry in record.history]) == (5, [1])
 
 
+def test_merge_cut_short_keeps_the_history_of_the_shard(
+    output: Output, token: Token, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = {"row": 0, "attempt": 1, "stage": "engine", "error_type": "engine_death"}
+    output.commit(block(row(0, attempt=2), row(1, failed="image_null")), "run-1", token, history=[first])
+    real = Store.put_if
+
+    def only_the_claim(self: Store, uri: str, *args: Any) -> Any:
+        if "/commits/" not in uri:
+            raise OSError("out of reach")
+        return real(self, uri, *args)
+
+    healed = block(row(1, attempt=2))
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="out of reach"):
+        patch.setattr(Store, "put_if", only_the_claim)
+        output.merge(healed, "run-1", token, history=[])
+    record = output.merge(healed, "run-1", token, history=[])
+    assert [entry["row"] for entry in record.history] == [0, 1]
+
+
 def test_merge_without_the_lease_refused_and_the_shard_stands(output: Output, token: Token) -> None:
     record = output.commit(mixed(), "run-1", token)
     with pytest.raises(FencedError):
-        output.merge(block(row(1, attempt=2)), "run-1", Token("somebody else", False), history=[])
+        output.merge(block(row(1, attempt=2)), "run-1", Token("somebody else"), history=[])
     assert output.records() == [record]
     assert output.misdescribed([record]) == []
 
 
-def test_merge_that_heals_all_rows_takes_the_quarantine_away(output: Output, token: Token) -> None:
+def test_merge_that_heals_all_rows_leaves_a_quarantine_without_any(output: Output, token: Token) -> None:
     output.commit(block(row(0), row(1, failed="image_null")), "run-1", token)
     record = output.merge(block(row(1, attempt=2)), "run-1", token, history=[])
     assert (record.rows_ok, record.rows_quarantined) == (2, 0)
-    assert listing(output) == {"data/part-000003.parquet", "commits/000003.json"}
+    assert output.read_table("quarantine/part-000003.parquet").num_rows == 0
+    assert record.quarantine and record.quarantine["rows"] == 0
+    assert output.misdescribed([record]) == []
 
 
 def test_merge_that_stops_half_way_leaves_the_shard_undone(
     output: Output, token: Token, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output.commit(mixed(), "run-1", token)
+    real = Store.put_if
 
-    def fail(*args: Any) -> None:
-        raise OSError("out of reach")
+    def only_the_claim(self: Store, uri: str, *args: Any) -> Any:
+        if "/commits/" not in uri:
+            raise OSError("out of reach")
+        return real(self, uri, *args)
 
-    monkeypatch.setattr(Store, "put_if", fail)
+    monkeypatch.setattr(Store, "put_if", only_the_claim)
     with pytest.raises(OSError, match="out of reach"):
         output.merge(block(row(1, attempt=2)), "run-1", token, history=[])
     assert output.committed() == set()

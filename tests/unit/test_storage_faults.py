@@ -598,7 +598,7 @@ def test_put_if_in_parts_of_what_appeared_meanwhile_gives_way(remote: Remote, sm
 
 # --- Parquet on its way
 
-ROWS = 4000
+ROWS = 20_000
 
 
 def parquet(*, compression: str = "none", has_checksums: bool = True) -> bytes:
@@ -632,7 +632,7 @@ def test_shard_whose_bytes_are_spoilt_on_the_way_is_read_again(remote: Remote, a
 
 
 @one_server
-@pytest.mark.parametrize("part", [0.02, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize("part", [0.02, 0.2, 0.5, 0.8])  # the footer and what is read with it lie behind
 def test_shard_of_which_one_byte_is_wrong_is_read_again(remote: Remote, part: float) -> None:
     """The file has page checksums, as those that a run writes have."""
     data = parquet()
@@ -706,15 +706,15 @@ def until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.02)  # what another thread sends is seen at the server only
 
 
-@pytest.mark.parametrize("act", [faults.reset_after, faults.INTERNAL_ERROR, faults.EXPIRED_TOKEN])
+@pytest.mark.parametrize("act", [faults.reset_after, faults.INTERNAL_ERROR], ids=["lost", "failed"])
 def test_lease_whose_renewals_have_faults_is_kept(remote: Remote, act: Act) -> None:
     """Some with tries enough to pass, others without."""
     store = remote.store(retry_s=0.3)
     held = lease.Lease(f"s3://{remote.folder}", store, 0.3)
     try:
         remote.proxy.forget()
-        rule = remote.proxy.add(act, method="PUT", key="_lease", times=12)
-        until(lambda: rule.taken == 12)
+        rule = remote.proxy.add(act, method="PUT", key="_lease", times=7)
+        until(lambda: rule.taken == 7)
         healed = len(remote.proxy.seen("PUT"))
         until(lambda: len(remote.proxy.seen("PUT")) >= healed + 2)
         assert not held.is_lost.is_set()
