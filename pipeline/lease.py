@@ -9,6 +9,7 @@ Where the store honours conditional puts, taking and renewing are atomic; S3-lik
 put that ought to be refused, and there a new holder waits a moment and looks whether it is still the one.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -112,12 +113,13 @@ class Lease:
         )
 
     def release(self) -> None:
-        """Gives the lease back, so that the next session need not wait."""
+        """Gives the lease back, so that the next session need not wait. A store that is out of reach keeps it."""
         self._released.set()
         self._thread.join(timeout=self._lease_s)
-        holder, _ = _read(self._store, self._uri)
-        if holder is not None and holder.owner == self._me.owner:
-            self._store.remove(self._uri)
+        with contextlib.suppress(HerdError):
+            holder, _ = _read(self._store, self._uri)
+            if holder is not None and holder.owner == self._me.owner:
+                self._store.remove(self._uri)
 
     def _put(self, expected: FileInfo | None) -> FileInfo | None:
         return self._store.put_if(self._uri, json.dumps(asdict(self._me)).encode(), expected)

@@ -26,10 +26,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, HerdError
 from pipeline.lease import Token, check
+from pipeline.parquet import GarbledError, from_parquet, to_parquet
 from pipeline.storage import FileInfo, Store
 
 SCHEMA_VERSION = 1
@@ -184,9 +184,8 @@ class Output:
             ConfigError: it is not Parquet, or it is cut short.
         """
         try:
-            with self.store.open(self.at(name)) as f:
-                return pq.ParquetFile(f).read(columns=columns)
-        except (pa.ArrowInvalid, pa.ArrowIOError) as e:
+            return from_parquet(self.store, self.at(name), lambda file: file.read(columns=columns))
+        except GarbledError as e:
             raise _unreadable(self.at(name), e) from None
 
     def committed(self) -> set[int]:
@@ -389,15 +388,6 @@ def _record(
         history=list(history),
         committed_at=datetime.now(UTC).isoformat(),
     )
-
-
-def to_parquet(table: pa.Table, metadata: dict[str, str]) -> bytes:
-    """A table as a Parquet file: zstd, dictionary-encoded where values repeat, page checksums, `metadata` in its key-value
-    section. Logical types stay plain (no Arrow dictionaries), which every reader takes."""
-    table = table.replace_schema_metadata({k.encode(): v.encode() for k, v in metadata.items()})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    return bytes(sink.getvalue())
 
 
 def _tries(quarantined: pa.Table) -> list[dict[str, Any]]:

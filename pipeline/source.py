@@ -17,7 +17,8 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
 from pipeline.config import StorageConfig
-from pipeline.errors import InputChangedError, StorageError
+from pipeline.errors import InputChangedError
+from pipeline.parquet import GarbledError, from_parquet
 from pipeline.plan import Shard
 from pipeline.storage import FileInfo, Store
 
@@ -70,28 +71,15 @@ def check_unchanged(shard: Shard, now: FileInfo) -> None:
 
 
 def _read_row_group(uri: str, etag: str, number: int, columns: tuple[str, ...], storage: StorageConfig) -> pa.Table:
-    store = Store(uri, storage, retry_s=storage.retry_s)
+    def read(file: pq.ParquetFile) -> pa.Table:
+        return _without_dictionaries(file.read_row_group(number, columns=list(columns)).select(list(columns)))
 
-    def once() -> pa.Table:
-        with store.open(uri, block_size=8 * 2**20) as f:
-            table = pq.ParquetFile(f).read_row_group(number, columns=list(columns)).select(list(columns))
-            return _without_dictionaries(table)
-
-    for is_last in (False, False, True):  # what does not decode may have been garbled on its way
-        try:
-            return store.call(uri, once)
-        except (pa.ArrowInvalid, OSError, StorageError) as e:
-            cause = e.__cause__ if isinstance(e, StorageError) else e
-            if isinstance(cause, OSError) and (cause.errno is not None or isinstance(cause, TimeoutError)):
-                raise  # the network or the disk, not the file
-            if isinstance(e, StorageError) and not isinstance(cause, OSError):
-                raise
-            if is_last:
-                said = str(cause).splitlines()[0]
-                raise InputChangedError(
-                    f"Row group {number} cannot be read: {said}", where=uri, todo="Write the file again."
-                ) from None
-    raise AssertionError
+    try:
+        return from_parquet(Store(uri, storage, retry_s=storage.retry_s), uri, read, block_size=8 * 2**20)
+    except GarbledError as e:
+        raise InputChangedError(
+            f"Row group {number} cannot be read: {e}", where=uri, todo="Write the file again."
+        ) from None
 
 
 def _without_dictionaries(table: pa.Table) -> pa.Table:

@@ -21,7 +21,7 @@ from fsspec.asyn import sync
 
 from pipeline.config import StorageConfig
 from pipeline.errors import StorageError
-from pipeline.storage_faults import BodyMismatchError, is_precondition, retrying, storage_errors
+from pipeline.storage_faults import BodyMismatchError, is_lost_upload, is_precondition, retrying, storage_errors
 
 CONCURRENCY = 32
 LOCK_S = 5.0
@@ -50,7 +50,11 @@ def _filesystem(protocol: str, storage: StorageConfig) -> Any:
             use_listings_cache=False,
             skip_instance_cache=True,
             # retries are ours (see `Store.call`); a few here keep a hiccup from costing a whole call
-            config_kwargs={"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}},
+            config_kwargs={
+                "connect_timeout": min(10.0, storage.timeout_s),
+                "read_timeout": min(60.0, storage.timeout_s),
+                "retries": {"max_attempts": 2},
+            },
         )
     return fsspec.filesystem(protocol)
 
@@ -153,9 +157,10 @@ class Store:
         """Some file below a folder, however deep; None where there is none."""
 
         def look() -> str | None:
-            for folder, _, names in self.fs.walk(self.path(uri)):
-                for name in sorted(names):
-                    return self.uri(f"{folder.rstrip('/')}/{name}")
+            with contextlib.suppress(FileNotFoundError):
+                for folder, _, names in self.fs.walk(self.path(uri), on_error="raise"):
+                    for name in sorted(names):
+                        return self.uri(f"{folder.rstrip('/')}/{name}")
             return None
 
         return self.call(uri, look)
@@ -197,9 +202,16 @@ class Store:
         """Writes an object whole or not at all, over whatever stood there."""
 
         def write() -> FileInfo:
-            info = self._put_local(uri, data) if self.is_local else self._put_remote(uri, data)
-            assert info is not None
-            return info
+            if self.is_local:
+                info = self._put_local(uri, data)
+                assert info is not None
+                return info
+            try:
+                return self._put_remote(uri, data)
+            except Exception as e:
+                if is_lost_upload(e) and (info := self._if_same(uri, data)):
+                    return info
+                raise
 
         return self.call(uri, write)
 
@@ -222,7 +234,7 @@ class Store:
                 return self._put_remote(uri, data, **condition)
             except Exception as e:
                 is_gone = expected is not None and isinstance(e, FileNotFoundError)
-                if is_gone or is_precondition(e):
+                if is_gone or is_precondition(e) or is_lost_upload(e):
                     return self._if_same(uri, data)
                 raise
 
@@ -234,15 +246,19 @@ class Store:
 
     def refuses_to_create(self, uri: str) -> bool:
         """Whether the store keeps the condition that an object be new, tried with an object at `uri`, which is removed."""
-        self.put(uri, b"")
-        try:
-            self._do("pipe_file", self.path(uri), b"", mode="create")
-        except Exception as e:
-            if is_precondition(e):
-                return True
-            raise
-        else:
+
+        def look() -> bool:
+            self._put_remote(uri, b"1")
+            try:
+                self._put_remote(uri, b"2", mode="create")
+            except Exception as e:
+                if is_precondition(e):
+                    return True
+                raise
             return False
+
+        try:
+            return self.call(uri, look)
         finally:
             self.remove(uri)
 

@@ -7,21 +7,11 @@ whoever rotates them needs a moment; a full disk, a missing bucket and a refusal
 import contextlib
 import errno
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar
 
 import tenacity
-from aiohttp import ClientError as HttpError
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    FlexibleChecksumError,
-    HTTPClientError,
-    IncompleteReadError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ResponseStreamingError,
-)
-from botocore.parsers import ResponseParserError
 
 from pipeline.errors import StorageError
 
@@ -39,6 +29,8 @@ PASSING = {
     *("BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"),
 }
 EXPIRED = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", "RequestExpired"}
+NAMELESS = {"400"}
+"""What a HEAD request gets for expired credentials: its answer has no body to say so."""
 PASSING_ERRNOS = {
     *(errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT),
     *(errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.EREMOTEIO, errno.EHOSTUNREACH, errno.ENETUNREACH),
@@ -52,10 +44,31 @@ class BodyMismatchError(Exception):
     """What arrived is not what was sent."""
 
 
-PASSING_TYPES = (
-    *(HTTPClientError, HttpError, TimeoutError, IncompleteReadError, ResponseStreamingError, ResponseParserError),
-    *(FlexibleChecksumError, BodyMismatchError, ConnectionError),
-)
+@dataclass(frozen=True)
+class _Kinds:
+    """Exceptions of the libraries below, by what they mean here."""
+
+    reply: type[Any]
+    passing: tuple[type[Exception], ...]
+    credentials: tuple[type[Exception], ...]
+    other: tuple[type[Exception], ...]
+
+
+@cache
+def _kinds() -> _Kinds:
+    """Looked up at the first fault: the libraries take most of a second to import, and local files need none of them."""
+    import aiohttp
+    from botocore import exceptions, parsers
+
+    passing = (
+        *(exceptions.HTTPClientError, exceptions.ConnectionError, exceptions.IncompleteReadError),
+        exceptions.ResponseStreamingError,
+        *(exceptions.FlexibleChecksumError, parsers.ResponseParserError, aiohttp.ClientError),
+        *(TimeoutError, ConnectionError, BodyMismatchError),
+    )
+    credentials = (exceptions.NoCredentialsError, exceptions.PartialCredentialsError)
+    other = (OSError, exceptions.BotoCoreError, exceptions.ClientError, *passing)
+    return _Kinds(exceptions.ClientError, passing, credentials, other)
 
 
 def _chain(e: BaseException | None) -> Iterator[BaseException]:
@@ -67,7 +80,7 @@ def _chain(e: BaseException | None) -> Iterator[BaseException]:
 def code_of(e: BaseException) -> str | None:
     """The S3 error code behind an exception, if there is one."""
     for cause in _chain(e):
-        if isinstance(cause, ClientError):
+        if isinstance(cause, _kinds().reply):
             return str(cause.response.get("Error", {}).get("Code"))
     return None
 
@@ -77,12 +90,17 @@ def is_precondition(e: BaseException) -> bool:
     return isinstance(e, FileExistsError) or code_of(e) in ("PreconditionFailed", "412")
 
 
+def is_lost_upload(e: BaseException) -> bool:
+    """Whether an upload in parts is unknown to the store: it was completed by a request whose answer got lost, or ended."""
+    return code_of(e) == "NoSuchUpload"
+
+
 def passes(e: BaseException) -> bool:
     """Whether the same call may well succeed in a moment."""
     code = code_of(e)
     if code is not None:
-        return code in THROTTLED | PASSING | EXPIRED
-    if isinstance(e, PASSING_TYPES):
+        return code in THROTTLED | PASSING | EXPIRED | NAMELESS
+    if isinstance(e, _kinds().passing):
         return True
     return isinstance(e, OSError) and e.errno in PASSING_ERRNOS
 
@@ -90,7 +108,7 @@ def passes(e: BaseException) -> bool:
 def _pause(state: tenacity.RetryCallState) -> float:
     """Seconds to wait: exponential with full jitter, up to 20; from 1 s where the store asks for fewer requests."""
     e = state.outcome.exception() if state.outcome else None
-    first = 1.0 if e is not None and code_of(e) in THROTTLED | EXPIRED else 0.2
+    first = 1.0 if e is not None and code_of(e) in THROTTLED | EXPIRED | NAMELESS else 0.2
     return float(tenacity.wait_random_exponential(multiplier=first, max=20)(state))
 
 
@@ -100,7 +118,7 @@ def retrying(act: Callable[[], Made], retry_s: float, renew: Callable[[], None])
 
     def before(state: tenacity.RetryCallState) -> None:
         e = state.outcome.exception() if state.outcome else None
-        if e is not None and code_of(e) in EXPIRED:
+        if e is not None and code_of(e) in EXPIRED | NAMELESS:
             renew()
 
     retryer = tenacity.Retrying(
@@ -120,29 +138,45 @@ def storage_errors(uri: str) -> Iterator[None]:
         yield
     except StorageError:
         raise
-    except FileNotFoundError as e:
-        no_bucket = "bucket does not exist" in str(e).lower() or "NoSuchBucket" in str(e)
-        what = "The bucket does not exist" if no_bucket else "There is nothing at this address"
-        raise StorageError(what, where=uri, todo="Check the spelling, the endpoint and the region.") from e
-    except PermissionError as e:
-        if code_of(e) in EXPIRED:
-            raise StorageError(f"The credentials have expired: {_short(e)}", where=uri, todo=_RENEW) from e
-        raise StorageError(f"The store refuses access: {_short(e)}", where=uri, todo=_permission_advice(uri)) from e
-    except (NoCredentialsError, PartialCredentialsError) as e:
+    except _kinds().credentials as e:
         raise StorageError(
             "No credentials were found for the store",
             where=uri,
             todo="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, choose AWS_PROFILE, or say "
             "`storage: {anonymous: true}` for a public bucket.",
         ) from e
-    except (OSError, BotoCoreError, HttpError, BodyMismatchError) as e:
-        if isinstance(e, OSError) and e.errno in FULL_ERRNOS:
-            raise StorageError("The disk is full", where=uri, todo="Make room, then run again.") from e
-        raise StorageError(
-            f"The store failed: {_short(e)}", where=uri, todo="Check the endpoint and the network, then run again."
-        ) from e
+    except _kinds().other as e:
+        what, todo = _sentence(e, uri)
+        raise StorageError(what, where=uri, todo=todo) from e
 
 
+def _sentence(e: Exception, uri: str) -> tuple[str, str]:
+    """What went wrong, and what to do."""
+    code = code_of(e)
+    if code in EXPIRED:
+        return f"The credentials have expired: {_short(e)}", _RENEW
+    if code in NAMELESS:
+        return (
+            f"The store refuses the request and says no more, as it does when credentials have expired: {_short(e)}",
+            _RENEW,
+        )
+    if isinstance(e, FileNotFoundError):
+        no_bucket = "bucket does not exist" in str(e).lower() or "NoSuchBucket" in str(e)
+        what = "The bucket does not exist" if no_bucket else "There is nothing at this address"
+        return what, "Check the spelling, the endpoint and the region."
+    if isinstance(e, PermissionError):
+        return f"The store refuses access: {_short(e)}", _permission_advice(uri)
+    if isinstance(e, OSError) and e.errno in FULL_ERRNOS:
+        return "The disk is full", "Make room, then run again."
+    if code in THROTTLED:
+        return f"The store asks for fewer requests: {_short(e)}", "Wait, lower pool.max, or spread the prefix."
+    if isinstance(e, TimeoutError):
+        said = f": {e}" if str(e) else ""
+        return f"The store did not answer in time{said}", _LOOK
+    return f"The store failed: {_short(e)}", _LOOK
+
+
+_LOOK = "Check the endpoint and the network, then run again."
 _RENEW = "Renew them where the store's usual chain finds them, then run again."
 
 

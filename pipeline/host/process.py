@@ -45,6 +45,7 @@ def start_engine(job: EngineJob) -> Engine:
         HerdError: it cannot start, and why.
     """
     if job.config.engine.kind == "echo":
+        sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]  # pyarrow would import it to look at lists
         return EchoEngine(job.config)
     from pipeline.engine.vllm import VllmEngine
 
@@ -84,9 +85,9 @@ def main(fd: int) -> None:
         with sending:
             connection.send(message)
 
-    pa.array([None], pa.int32())  # has pyarrow import what it will want, now rather than while the engine works
     try:
         engine = start_engine(job)
+        pa.array([None], pa.int32())  # has pyarrow import what it will want, now rather than while the engine works
     except Exception as e:  # whatever keeps an engine from starting is told to the host, which decides
         send("failed", str(e) if isinstance(e, HerdError) else f"{type(e).__name__}: {e}")
         return

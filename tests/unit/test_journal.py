@@ -169,6 +169,6 @@ def test_suspects_are_the_oldest_in_the_engine_and_whatever_is_worked_on_outside
     finally:
         journal.remove()
     running = [place for place, phase in phases.items() if phase is Phase.ENGINE][:size]
-    outside = [p for p, phase in phases.items() if phase in (Phase.RENDER, Phase.PREPARE, Phase.ADMIT)]
+    outside = [p for p, phase in phases.items() if phase.is_active and phase is not Phase.ENGINE]
     assert set(places(found)) == {*running, *outside}
     assert [m.order for m in found] == sorted((m.order for m in found), reverse=True)
