@@ -45,7 +45,6 @@ def start_engine(job: EngineJob) -> Engine:
         HerdError: it cannot start, and why.
     """
     if job.config.engine.kind == "echo":
-        sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]  # pyarrow would import it to look at lists
         return EchoEngine(job.config)
     from pipeline.engine.vllm import VllmEngine
 
