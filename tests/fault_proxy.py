@@ -12,7 +12,7 @@ import time
 import urllib.parse
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import aiohttp
 from aiohttp import web
@@ -31,7 +31,6 @@ class Got:
     query: str
     headers: dict[str, str]
     body: bytes
-    at: float = field(default_factory=time.monotonic)
 
     @property
     def is_list(self) -> bool:
@@ -294,7 +293,7 @@ class FaultProxy:
             with self._lock:
                 if seen is self._seen and index < len(seen):
                     was = seen[index]
-                    seen[index] = Seen(was.method, was.key, was.query, was.has_fault, reply.status)
+                    seen[index] = replace(was, status=reply.status)
             return await self._send(request, reply)
         except (ConnectionBroken, aiohttp.ClientError):
             if request.transport is not None:

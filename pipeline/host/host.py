@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -90,7 +91,8 @@ class EngineHost:
         self._room = threading.BoundedSemaphore(self._slots)
         self._admission = threading.Lock()
         self._numbers = 0
-        self._tickets: dict[int, tuple[_Batch, list[int]]] = {}
+        self._tickets: dict[int, _Batch] = {}
+        self._open: Counter[int] = Counter()
         self._next_ticket = 0
         self._deaths_in_a_row = 0
         self._restart_s = 0.0
@@ -240,14 +242,18 @@ class EngineHost:
 
     def _ask(self, life: "_Life", batch: _Batch, indices: list[int]) -> None:
         self._next_ticket += 1
-        self._tickets[self._next_ticket] = (batch, indices)
+        self._tickets[self._next_ticket] = batch
+        self._open[self._next_ticket] = len(indices)
         is_whole = len(indices) == batch.rows.num_rows
         rows = batch.rows if is_whole else batch.rows.take(indices)
         life.send(self._next_ticket, batch.slot, indices, to_ipc(rows))
 
     def _take_piece(self, ticket: int, piece: pa.Table) -> None:
-        batch, _ = self._tickets[ticket]
+        batch = self._tickets[ticket]
         indices = piece["index"].to_pylist()
+        self._open[ticket] -= len(indices)
+        if not self._open[ticket]:
+            del self._tickets[ticket], self._open[ticket]
         batch.pieces.append(piece)
         batch.missing.difference_update(indices)
         if piece["stage"].null_count:  # the engine's own answers, not rows that never reached it
@@ -264,7 +270,7 @@ class EngineHost:
             self._events.noted("every suspect of the engine's deaths is cleared or quarantined")
 
     def _finish(self, batch: _Batch) -> None:
-        if batch.missing:
+        if batch.missing or batch.number not in self._batches:
             return
         del self._batches[batch.number]
         whole = pa.concat_tables(batch.pieces).sort_by("index")
@@ -283,6 +289,7 @@ class EngineHost:
         self._restart_s = start_s or self._restart_s
         self._deaths_in_a_row += 1
         self._tickets.clear()
+        self._open.clear()
         marks = suspects(self._journal.active(), self.info.max_num_seqs if self.info else 1)
         self._journal.clear()
         by_slot = {batch.slot: batch for batch in self._batches.values()}

@@ -4,8 +4,9 @@ On `PYTHONPATH` of a run's processes, and asleep unless `HERD_CHAOS` names a fol
 
     {"id": "f01", "moment": "before" | "during" | "after", "object": "data", "shard": 3, "act": "kill" | "wait"}
 
-`object` is a folder of the output (`data`, `quarantine`, `commits`) with its shard, `read` with its shard, or the name of
-a file (`run.json`, `plan.parquet`, `_SUCCESS`, `_lease.json`) without one. `during` is when the bytes are on their way:
+`object` is a folder of the output (`data`, `quarantine`, `commits`) with its shard, `claim` (what stands for a record
+while a shard is contested) or `read` with its shard, or the name of a file (`run.json`, `plan.parquet`, `_SUCCESS`,
+`_lease.json`) without one. `during` is when the bytes are on their way:
 the partial file written and not yet named, or the parts of an upload sent and not yet put together. Each fault happens
 once, whichever process comes first: it claims `fired/ID`, adds a line to `injected.jsonl`, and dies or, for `wait`,
 sleeps until `released` appears in the folder.
@@ -27,9 +28,12 @@ in_hand = threading.local()
 uploading = {}
 
 
-def point_of(uri):
+def point_of(uri, data):
     found = PART.search(uri)
-    return (found[1], int(found[2])) if found else (uri.rsplit("/", 1)[-1], None)
+    if not found:
+        return uri.rsplit("/", 1)[-1], None
+    is_claim = found[1] == "commits" and b'"claim"' in data[:64]
+    return "claim" if is_claim else found[1], int(found[2])
 
 
 def planned(moment, point):
@@ -72,7 +76,7 @@ def around(put):
     def wrapped(store, uri, data, *args, **kwargs):
         if getattr(in_hand, "is_putting", False):
             return put(store, uri, data, *args, **kwargs)
-        point = point_of(uri)
+        point = point_of(uri, data)
         in_hand.is_putting = True
         try:
             at("before", point)
@@ -130,9 +134,8 @@ def spoil_source(module):
 class Spoiler(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Has the two modules changed as soon as they are imported."""
 
-    act = {"pipeline.storage": spoil_storage, "pipeline.source": spoil_source}
-
     def __init__(self):
+        self.act = {"pipeline.storage": spoil_storage, "pipeline.source": spoil_source}
         self._loaders = {}
 
     def find_spec(self, name, path, target=None):
