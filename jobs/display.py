@@ -51,7 +51,8 @@ class Display:
         self._console = Console(stderr=True)
         self._live = self._console.is_terminal and not quiet
         self._quiet, self._name = quiet, name
-        self._last = 0.0
+        self._next = 0.0
+        self._is_answering = False
         self._seen: set[str] = set()
         self._bar = Progress(
             SpinnerColumn(), TextColumn(name), BarColumn(), _Sentence(), TimeElapsedColumn(), console=self._console
@@ -75,8 +76,8 @@ class Display:
         done = figures.rows_before + figures.rows_ok + figures.rows_quarantined
         if self._live:
             self._bar.update(self._task, total=figures.rows_total, completed=done, sentence=sentence(figures))
-        elif not self._quiet and time.monotonic() - self._last > LOG_EVERY_S:
-            self._last = time.monotonic()
+        elif not self._quiet and (time.monotonic() > self._next or self._is_answering != bool(figures.engines)):
+            self._next, self._is_answering = time.monotonic() + LOG_EVERY_S, bool(figures.engines)
             print(f"{time.strftime('%H:%M:%S')} {self._name}: {sentence(figures)}", file=sys.stderr, flush=True)
 
 

@@ -11,20 +11,21 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
 
-from pipeline.accounts import account, history
+from pipeline.accounts import Answered, account, history
 from pipeline.engine.base import EngineInfo
-from pipeline.errors import EngineStartError
+from pipeline.errors import HerdError
 from pipeline.host.host import EngineHost, Events
 from pipeline.host.process import EngineJob
 from pipeline.lease import Token
 from pipeline.ledger import Permit
-from pipeline.output import Output
+from pipeline.output import CommitRecord, Output
 from pipeline.storage import Store
 
 COMMITTING = 2
@@ -59,6 +60,7 @@ class EngineActor:
         self._output = Output(
             job.output_uri, Store(job.output_uri, config.output.storage, retry_s=config.output.storage.retry_s)
         )
+        self._seats = threading.Semaphore(config.pool.shards_in_flight)
         self._busy = 0
         self._counting = threading.Lock()
         self._threads = ThreadPoolExecutor(config.pool.shards_in_flight + COMMITTING, thread_name_prefix="herd-shard")
@@ -70,8 +72,8 @@ class EngineActor:
         )
         try:
             self._host = EngineHost(job.engine, max_rows=job.max_rows, events=events)
-        except EngineStartError as e:
-            ray.get(ledger.engine_failed.remote(str(e)))
+        except HerdError as e:
+            ray.get(ledger.run_failed.remote(e))
             raise
 
     def _ready(self, info: EngineInfo, seconds: float) -> None:
@@ -87,34 +89,37 @@ class EngineActor:
     def _carry(self, block: pa.Table) -> int | None:
         """Answers and commits one shard; None if it may not be begun."""
         shard = int(block["__herd_shard"][0].as_py())
-        attempt = self._begin(shard)
-        if attempt is None:
-            return None
-        try:
-            rows = block.select(list(dict.fromkeys([*self._job.engine.columns.rendered, "__herd_row"])))
-            answered = self._host.answer(rows)
-            whole = account(
-                block,
-                answered,
-                attempt,
-                columns=self._job.engine.columns,
-                model=self._job.engine.model,
-                run_id=self._job.run_id,
-                engine=self._name,
-            )
-            past = history(block, answered, attempt)
-            if self._job.merges:
-                record = self._output.merge(whole, self._job.run_id, self._job.token, history=past)
-            else:
-                record = self._output.commit(whole, self._job.run_id, self._job.token, history=past)
-            ray.get(self._ledger.committed.remote(record))
-        except EngineStartError as e:
-            ray.get(self._ledger.engine_failed.remote(str(e)))
-            raise
-        finally:
-            with self._counting:
-                self._busy -= 1
+        with ExitStack() as seat:
+            seat.enter_context(self._seats)  # a shard that only waits for the engine is not begun
+            attempt = self._begin(shard)
+            if attempt is None:
+                return None
+            try:
+                rows = block.select(list(dict.fromkeys([*self._job.engine.columns.rendered, "__herd_row"])))
+                answered = self._host.answer(rows)
+                seat.close()  # the engine does not wait for this one's commit
+                ray.get(self._ledger.committed.remote(self._commit(block, answered, attempt)))
+            except HerdError as e:
+                ray.get(self._ledger.run_failed.remote(e))
+                raise
+            finally:
+                with self._counting:
+                    self._busy -= 1
         return shard
+
+    def _commit(self, block: pa.Table, answered: Answered, attempt: int) -> CommitRecord:
+        job = self._job
+        whole = account(
+            block,
+            answered,
+            attempt,
+            columns=job.engine.columns,
+            model=job.engine.model,
+            run_id=job.run_id,
+            engine=self._name,
+        )
+        commit = self._output.merge if job.merges else self._output.commit
+        return commit(whole, job.run_id, job.token, history=history(block, answered, attempt))
 
     def _begin(self, shard: int) -> int | None:
         """The attempt's number once the shard may be begun. On a node that is being drained nothing may: when the last

@@ -33,7 +33,7 @@ from pipeline.lease import Lease, check, held
 from pipeline.model import ModelRef
 from pipeline.output import SCHEMA_VERSION, Output
 from pipeline.progress import Progress
-from pipeline.storage import Store
+from pipeline.storage import Store, is_partial
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +107,10 @@ def _output(config: OutputConfig) -> Output:
 
 
 def _check_ours(output: Output) -> None:
-    foreign = None if output.has("plan.parquet") else output.store.first_below(output.uri)
-    if foreign and not foreign.endswith(f"/{LEASE_NAME}"):
+    if output.has("plan.parquet"):
+        return
+    foreign = output.store.first_below(output.uri, lambda name: name.startswith(LEASE_NAME) or is_partial(name))
+    if foreign is not None:
         raise ConfigError(
             f"The output folder holds files that are not a run's, first {foreign}",
             where=output.uri,

@@ -15,8 +15,8 @@ from pipeline import plan
 from pipeline.columns import Columns, resolve
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
+from pipeline.parquet import GarbledError, from_parquet
 from pipeline.storage import CONCURRENCY, FileInfo, Store
-from pipeline.storage_faults import storage_errors
 
 
 def make_plan(config: RunConfig) -> tuple[Columns, pa.Schema, pa.Table]:
@@ -53,16 +53,13 @@ def read_footer(store: Store, file: FileInfo) -> pq.FileMetaData:
 
     Raises:
         ConfigError: it is no Parquet file, or it is cut short.
+        StorageError: it is out of reach.
     """
     try:
-        with store.open(file.uri) as f:
-            return pq.ParquetFile(f).metadata
-    except (pa.ArrowInvalid, OSError, EOFError) as e:
-        if isinstance(e, OSError) and e.errno is not None:
-            with storage_errors(file.uri):
-                raise  # the network or the disk, not the file
+        return from_parquet(store, file.uri, lambda parquet: parquet.metadata)
+    except GarbledError as e:
         raise ConfigError(
-            f"This is not a Parquet file, or it is cut short ({file.size:,} bytes): {str(e).splitlines()[0]}",
+            f"This is not a Parquet file, or it is cut short ({file.size:,} bytes): {e}",
             where=file.uri,
             todo="Write it again, or leave it out of `input.uri`.",
         ) from None

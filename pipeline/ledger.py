@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.errors import HerdError
 from pipeline.output import CommitRecord
 from pipeline.progress import Progress
 
@@ -38,6 +39,7 @@ class Ledger:
         self._in_flight: set[int] = set()
         self._draining: frozenset[str] = frozenset()
         self._is_stopping = False
+        self._fault: HerdError | None = None
         self._started = time.monotonic()
 
     def begin(self, shard: int, node: str) -> tuple[Permit, int | None]:
@@ -85,8 +87,13 @@ class Ledger:
     def engine_figures(self, engine: str, figures: dict[str, float]) -> None:
         self._progress.engines.setdefault(engine, {}).update(figures)
 
-    def engine_failed(self, message: str) -> None:
-        self._progress.engine_error = message
+    def run_failed(self, error: HerdError) -> None:
+        """Takes the error that ends the run, from whoever meets it: on its way through Ray Data it would lose its words."""
+        self._fault = self._fault or error
+
+    def fault(self) -> HerdError | None:
+        """The first error that was said to end the run."""
+        return self._fault
 
     def engine_died(self, engine: str, error_type: str, message: str) -> None:
         self._progress.engine_deaths += 1

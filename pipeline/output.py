@@ -116,6 +116,18 @@ HISTORY_KEY = "herd.history"
 CLAIM_BYTES = 64
 """Objects in `commits/` of at most this size are claims; a record is many times larger."""
 
+
+def _claim() -> bytes:
+    return json.dumps({"claim": uuid.uuid4().hex}).encode()
+
+
+def _is_claim(data: bytes) -> bool:
+    try:
+        return len(data) <= CLAIM_BYTES and list(json.loads(data)) == ["claim"]
+    except (ValueError, TypeError):
+        return False
+
+
 Parts = dict[str, FileInfo | None]
 """What stands for a shard's files, by kind."""
 
@@ -190,9 +202,12 @@ class Output:
 
     def committed(self) -> set[int]:
         """Shards that have a commit record, from one listing."""
-        files = self.store.list_folder(self.at("commits"))
-        names = (f.uri.rsplit("/", 1)[-1] for f in files if f.size > CLAIM_BYTES)
-        return {int(n.removesuffix(".json")) for n in names if n.endswith(".json") and n[:-5].isdigit()}
+        return {shard for shard, size in self._listed() if size > CLAIM_BYTES}
+
+    def _listed(self) -> list[tuple[int, int]]:
+        """Shard and size of each object in `commits/`, by shard."""
+        files = ((f.uri.rsplit("/", 1)[-1], f.size) for f in self.store.list_folder(self.at("commits")))
+        return sorted((int(n[:-5]), size) for n, size in files if n.endswith(".json") and n[:-5].isdigit())
 
     def records(self, planned: Iterable[int] = ()) -> list[CommitRecord]:
         """The commit records, by shard. A file under another shard's name is not one. `planned` as below."""
@@ -203,11 +218,11 @@ class Output:
         that the listing does not show are asked for by name, since a listing may lag behind.
 
         Raises:
-            ConfigError: a file is no commit record.
+            ConfigError: a file is neither a commit record nor a claim.
         """
-        shards = sorted(self.committed())
+        shards = [shard for shard, _ in self._listed()]
         read = zip(shards, self.store.read_many([self._record_uri(s) for s in shards]), strict=True)
-        found = {s: CommitRecord.from_json(data, self._record_uri(s)) for s, data in read if len(data) > CLAIM_BYTES}
+        found = {s: CommitRecord.from_json(data, self._record_uri(s)) for s, data in read if not _is_claim(data)}
         for shard in set(planned) - found.keys():
             if (record := self._standing(shard)[1]) is not None:
                 found[shard] = record
@@ -272,7 +287,7 @@ class Output:
         """
         uri = self._record_uri(shard)
         if claims:
-            info = self.store.put_if(uri, json.dumps({"claim": uuid.uuid4().hex}).encode(), info)
+            info = self.store.put_if(uri, _claim(), info)
             if info is None:
                 return None
         failed = pc.is_valid(block["stage"])

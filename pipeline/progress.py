@@ -25,7 +25,6 @@ class Progress:
     engine_deaths: int = 0
     events: list[str] = field(default_factory=list)
     failed_shards: dict[int, str] = field(default_factory=dict)
-    engine_error: str | None = None
 
     @property
     def window_s(self) -> float:

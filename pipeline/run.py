@@ -22,8 +22,9 @@ from pipeline import plan
 from pipeline.actor import COMMITTING, ActorJob, EngineActor
 from pipeline.books import PreparedRun, close, give_up, resume_advice
 from pipeline.budget import BudgetError, overspent
-from pipeline.errors import EngineStartError, HerdError, StorageError
+from pipeline.errors import HerdError
 from pipeline.host.process import EngineJob
+from pipeline.lease import FencedError
 from pipeline.ledger import start_ledger
 from pipeline.progress import Progress
 from pipeline.report import examples_of
@@ -122,9 +123,7 @@ def _answer(
         ) from None
     observe(progress)
     if fault:
-        error = _explained(fault[0], run)
-        if progress.engine_error:
-            error = EngineStartError(progress.engine_error, todo=f"Mend it, then: {resume_advice(run.config.output)}")
+        error = _explained(ray.get(ledger.fault.remote()) or fault[0], run)
         give_up(run, progress, str(error))
         raise error
     return progress
@@ -193,14 +192,13 @@ def _dataset(run: PreparedRun, pending: list[plan.Shard], placement: Mapping[str
 
 
 def _explained(fault: BaseException, run: PreparedRun) -> HerdError:
-    """The Herd error inside what Ray raised, or the fault's last line."""
-    seen: BaseException | None = fault
-    while seen is not None:
-        if isinstance(seen, HerdError):
-            if isinstance(seen, StorageError):
-                seen.exit_code = 4
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
+    """The error that ends the run, with what to do: a Herd error that was reported, or the last line of what Ray raised."""
+    advice = resume_advice(run.config.output)
+    if isinstance(fault, FencedError):
+        return fault
+    if isinstance(fault, HerdError):
+        error = type(fault)(fault.what, where=fault.where, todo=f"{fault.todo} {advice}" if fault.todo else advice)
+        error.exit_code = HerdError.exit_code
+        return error
     lines = [line for line in str(fault).splitlines() if line.strip()]
-    what = lines[-1] if lines else type(fault).__name__
-    return HerdError(f"The run failed: {what}", todo=resume_advice(run.config.output))
+    return HerdError(f"The run failed: {lines[-1] if lines else type(fault).__name__}", todo=advice)

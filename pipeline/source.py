@@ -17,7 +17,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
 from pipeline.config import StorageConfig
-from pipeline.errors import InputChangedError
+from pipeline.errors import HerdError, InputChangedError
 from pipeline.parquet import GarbledError, from_parquet
 from pipeline.plan import Shard
 from pipeline.storage import FileInfo, Store
@@ -154,3 +154,6 @@ def _read_block(
     except InputChangedError as e:
         ray.get(ledger.shard_failed.remote(shard.shard, str(e)))
         yield pa.schema([*schema, *ORIGIN]).empty_table()
+    except HerdError as e:
+        ray.get(ledger.run_failed.remote(e))
+        raise

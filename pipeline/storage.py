@@ -153,14 +153,15 @@ class Store:
 
         return self.call(uri, look)
 
-    def first_below(self, uri: str) -> str | None:
-        """Some file below a folder, however deep; None where there is none."""
+    def first_below(self, uri: str, ignored: Callable[[str], bool] = lambda name: False) -> str | None:
+        """Some file below a folder, however deep, whose name is not `ignored`; None where there is none."""
 
         def look() -> str | None:
             with contextlib.suppress(FileNotFoundError):
                 for folder, _, names in self.fs.walk(self.path(uri), on_error="raise"):
                     for name in sorted(names):
-                        return self.uri(f"{folder.rstrip('/')}/{name}")
+                        if not ignored(name):
+                            return self.uri(f"{folder.rstrip('/')}/{name}")
             return None
 
         return self.call(uri, look)
@@ -309,7 +310,7 @@ class Store:
         """Removes what interrupted puts left in a folder. Such files are hidden, and only local folders have any."""
         if self.is_local and os.path.isdir(self.path(uri)):
             for entry in os.scandir(self.path(uri)):
-                if entry.name.startswith(".") and entry.name.endswith(".partial"):
+                if is_partial(entry.name):
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(entry.path)
 
@@ -319,6 +320,11 @@ class Store:
         if self.is_local:
             return self.call(uri, lambda: self.fs.open(path, "rb"))
         return self.call(uri, lambda: self.fs.open(path, "rb", block_size=block_size, cache_type="readahead"))
+
+
+def is_partial(name: str) -> bool:
+    """Whether a file is what an interrupted put left in a local folder."""
+    return name.startswith(".") and name.endswith(".partial")
 
 
 def _is_hidden_file(path: str) -> bool:

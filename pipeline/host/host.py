@@ -68,7 +68,8 @@ class _Batch:
 
 
 class EngineHost:
-    """One engine, for as long as the host lives. `answer` may be called from up to `slots` threads at a time."""
+    """One engine, for as long as the host lives. `answer` may be called from as many threads at a time as
+    `pool.shards_in_flight` says, and no more."""
 
     def __init__(self, job: EngineJob, *, max_rows: int, events: Events | None = None) -> None:
         """Starts the engine, and returns when it is ready. `max_rows` is the size of the largest shard to come.
@@ -88,7 +89,6 @@ class EngineHost:
         self._doorbell_in, self._doorbell_out = os.pipe()
         os.set_blocking(self._doorbell_out, False)
         self._free = list(range(self._slots))
-        self._room = threading.BoundedSemaphore(self._slots)
         self._admission = threading.Lock()
         self._numbers = 0
         self._tickets: dict[int, _Batch] = {}
@@ -113,19 +113,18 @@ class EngineHost:
             HerdError: the engine is beyond repair; no row of the shard is answered.
         """
         future: Future[Answered] = Future()
-        with self._room:
+        with self._admission:
+            if self._fault is not None:
+                raise self._fault
+            self._numbers += 1
+            batch = _Batch(self._numbers, self._free.pop(), rows, set(range(rows.num_rows)), future)
+            self._arrivals.put(batch)
+        try:
+            self._ring()
+            return future.result()
+        finally:
             with self._admission:
-                if self._fault is not None:
-                    raise self._fault
-                self._numbers += 1
-                batch = _Batch(self._numbers, self._free.pop(), rows, set(range(rows.num_rows)), future)
-                self._arrivals.put(batch)
-            try:
-                self._ring()
-                return future.result()
-            finally:
-                with self._admission:
-                    self._free.append(batch.slot)
+                self._free.append(batch.slot)
 
     def close(self) -> None:
         """Ends the engine's process; rows under way are not waited for."""

@@ -86,7 +86,9 @@ def test_run_of_a_wrong_job_ends_early_with_the_reasons_and_keeps_what_is_done(
         pool={"shards_in_flight": 1},
     )
     ended = herd("run", job)
-    assert_ended(ended, 3, "rows are quarantined", "x engine/echo_fail_on (part-0.parquet, row group 0, row 0:", out)
+    assert_ended(
+        ended, 3, "rows are quarantined", "x engine/echo_fail_on (part-0.parquet, row group 0, row 0:", str(out)
+    )
     kept = commits(out)
     assert 3 <= len(kept) < 20
     assert not (out / "_SUCCESS").exists()
@@ -159,9 +161,9 @@ def test_replay_that_would_change_what_comes_in_or_out_is_refused(
 def test_run_that_is_stopped_commits_the_shards_in_flight_within_its_time(
     drain_s: float, kept: bool, herd: Herd, write_input: Write, write_job: Write, tmp_path: Path
 ) -> None:
-    write_input(80, rows_per_group=40, num_files=1)
+    write_input(32, rows_per_group=16, num_files=1)
     job = write_job(
-        # each shard takes ten answers of 0.5 s one after the other, and only the first begins
+        # each shard takes eight answers of 0.5 s one after the other, and only the first begins
         engine={"kind": "echo", "max_num_seqs": 2, "echo": {"latency_s": 0.5}},
         pool={"shards_in_flight": 1},
         limits={"drain_s": drain_s},

@@ -142,6 +142,19 @@ def test_run_whose_store_fails_half_way_ends_with_the_cause_and_is_resumed(site:
 
 
 @one_server
+@pytest.mark.parametrize(
+    ("method", "kind", "skip"),
+    [("GET", "in", 3), ("PUT", "out/data", 2), ("PUT", "out/commits", 2)],  # planning reads three footers
+)
+def test_run_that_may_not_read_or_write_says_so(site: Site, herd: Herd, method: str, kind: str, skip: int) -> None:
+    """Wherever in the cluster it was refused."""
+    asked = f"{site.folder}/{kind}/"
+    site.proxy.add(faults.ACCESS_DENIED, method=method, key=asked, skip=skip, times=None)
+    ended = herd("run", site.job)
+    assert_ended(ended, 4, "The store refuses access: Access Denied", f"s3://{asked}", f"herd resume {site.out[0]}")
+
+
+@one_server
 def test_run_whose_listings_lag_completes_and_a_second_one_does_nothing_again(site: Site, herd: Herd) -> None:
     rule = site.proxy.add(faults.stale_list(3600), query="list-type=", times=None)
     assert herd("run", site.job).code == 0
