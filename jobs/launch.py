@@ -1,8 +1,10 @@
 """Starts, resumes and replays runs on behalf of the command line: model, plan, cluster, engines, summary."""
 
+import contextlib
 import os
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,15 +101,36 @@ def _carried_out(prepared: books.PreparedRun, address: str | None, quiet: bool, 
     last: list[Progress] = []
     with connected(address, verbose=verbose), Display(config.name, quiet=quiet) as display:
         check_room(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-        signal.signal(signal.SIGTERM, _interrupt)
+        with _asked_to_stop() as asked:
 
-        def observe(figures: Progress) -> None:
-            last[:] = [figures]
-            display.observe(figures)
+            def observe(figures: Progress) -> None:
+                last[:] = [figures]
+                display.observe(figures)
+                if asked.is_set():
+                    asked.clear()
+                    raise KeyboardInterrupt
 
-        totals = execute(prepared, engine_resources(config), observe)
+            totals = execute(prepared, engine_resources(config), observe)
     return Finished(prepared, totals, last[0] if last else None)
 
 
-def _interrupt(signum: int, frame: Any) -> None:
-    raise KeyboardInterrupt
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set, the first time; after that they interrupt. An interrupt that is raised wherever
+    the main thread happens to be can get lost in a library's callback, and the run would go on."""
+    asked = threading.Event()
+    is_first = True
+
+    def ask(signum: int, frame: Any) -> None:
+        nonlocal is_first
+        if not is_first:
+            raise KeyboardInterrupt
+        is_first = False
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -109,6 +109,7 @@ def _answer(
                 raise _overspent(run, why, progress)
             ledger.drain.remote(list(ray._private.state.state.get_draining_nodes()))
         progress = ray.get(ledger.snapshot.remote())
+        observe(progress)
     except ray.exceptions.RayError as e:
         raise HerdError(
             f"The Ray cluster was lost: {type(e).__name__}", todo=resume_advice(run.config.output)
@@ -121,7 +122,6 @@ def _answer(
         raise InterruptedRunError(
             f"Stopped with {done} of {run.table.num_rows} shards committed", todo=resume_advice(run.config.output)
         ) from None
-    observe(progress)
     if fault:
         error = _explained(ray.get(ledger.fault.remote()) or fault[0], run)
         give_up(run, progress, str(error))

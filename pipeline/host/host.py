@@ -68,8 +68,8 @@ class _Batch:
 
 
 class EngineHost:
-    """One engine, for as long as the host lives. `answer` may be called from as many threads at a time as
-    `pool.shards_in_flight` says, and no more."""
+    """One engine, for as long as the host lives. `answer` may be called from any number of threads;
+    `pool.shards_in_flight` shards at a time are asked."""
 
     def __init__(self, job: EngineJob, *, max_rows: int, events: Events | None = None) -> None:
         """Starts the engine, and returns when it is ready. `max_rows` is the size of the largest shard to come.
@@ -88,7 +88,9 @@ class EngineHost:
         self._arrivals: queue.SimpleQueue[_Batch] = queue.SimpleQueue()
         self._doorbell_in, self._doorbell_out = os.pipe()
         os.set_blocking(self._doorbell_out, False)
-        self._free = list(range(self._slots))
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(self._slots):
+            self._free.put(slot)
         self._admission = threading.Lock()
         self._numbers = 0
         self._tickets: dict[int, _Batch] = {}
@@ -113,18 +115,17 @@ class EngineHost:
             HerdError: the engine is beyond repair; no row of the shard is answered.
         """
         future: Future[Answered] = Future()
-        with self._admission:
-            if self._fault is not None:
-                raise self._fault
-            self._numbers += 1
-            batch = _Batch(self._numbers, self._free.pop(), rows, set(range(rows.num_rows)), future)
-            self._arrivals.put(batch)
+        slot = self._free.get()
         try:
+            with self._admission:
+                if self._fault is not None:
+                    raise self._fault
+                self._numbers += 1
+                self._arrivals.put(_Batch(self._numbers, slot, rows, set(range(rows.num_rows)), future))
             self._ring()
             return future.result()
         finally:
-            with self._admission:
-                self._free.append(batch.slot)
+            self._free.put(slot)
 
     def close(self) -> None:
         """Ends the engine's process; rows under way are not waited for."""

@@ -37,7 +37,14 @@ def carry_out(cage: Cage, job: Job, herd: Herd, opening: list[tuple[str, str, No
     assert_whole(job, herd)
 
 
-@pytest.mark.parametrize("name", ["_lease.json", "plan.parquet", "run.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("_lease.json", marks=pytest.mark.chaos),
+        "plan.parquet",
+        pytest.param("run.json", marks=pytest.mark.chaos),
+    ],
+)
 def test_run_killed_while_it_opens_its_books_is_run_again(cage: Cage, tmp_path: Path, herd: Herd, name: str) -> None:
     """Without the answering: the second command is killed too, just after it has opened its books."""
     job = make_job(tmp_path, 31, shards=2)
@@ -46,6 +53,7 @@ def test_run_killed_while_it_opens_its_books_is_run_again(cage: Cage, tmp_path: 
     assert herd("status", job.out).code == 0
 
 
+@pytest.mark.parametrize("s3", ["moto", pytest.param("rclone", marks=pytest.mark.chaos)], indirect=True)
 def test_run_on_s3_killed_while_it_opens_its_books_is_run_again(cage: Cage, tmp_path: Path, herd: Herd, s3: S3) -> None:
     job = make_job(tmp_path, 34, shards=2, s3=s3)
     killed(cage, ("during", "run.json", None), "run", job.path)

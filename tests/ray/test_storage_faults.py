@@ -29,6 +29,7 @@ NUM_SHARDS, ROWS_A_SHARD = 6, 10
 NUM_ROWS = NUM_SHARDS * ROWS_A_SHARD
 
 one_server = pytest.mark.parametrize("s3", ["moto"], indirect=True)
+both_servers = pytest.mark.parametrize("s3", ["moto", pytest.param("rclone", marks=pytest.mark.chaos)], indirect=True)
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def site(s3: S3, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sit
 # --- faults of the store
 
 
+@both_servers
 def test_run_in_which_one_request_of_seven_has_a_fault_completes(site: Site, herd: Herd) -> None:
     kinds = [faults.SLOW_DOWN, faults.INTERNAL_ERROR, faults.reset_before, faults.reset_after, faults.truncate]
     for act in kinds:
@@ -108,6 +110,7 @@ def test_run_in_which_one_request_of_seven_has_a_fault_completes(site: Site, her
     site.assert_complete(herd)
 
 
+@pytest.mark.chaos
 @one_server
 def test_run_whose_credentials_expire_for_a_moment_completes(site: Site, herd: Herd) -> None:
     for method in ("HEAD", "GET", "PUT"):
@@ -117,6 +120,7 @@ def test_run_whose_credentials_expire_for_a_moment_completes(site: Site, herd: H
     site.assert_complete(herd)
 
 
+@both_servers
 def test_run_whose_store_fails_half_way_ends_with_the_cause_and_is_resumed(site: Site, herd: Herd) -> None:
     async def last_commit(proxy: FaultProxy, got: Got, forward: Forward) -> Reply:
         reply = await forward()
@@ -154,6 +158,7 @@ def test_run_that_may_not_read_or_write_says_so(site: Site, herd: Herd, method: 
     assert_ended(ended, 4, "The store refuses access: Access Denied", f"s3://{asked}", f"herd resume {site.out[0]}")
 
 
+@pytest.mark.chaos
 @one_server
 def test_run_whose_listings_lag_completes_and_a_second_one_does_nothing_again(site: Site, herd: Herd) -> None:
     rule = site.proxy.add(faults.stale_list(3600), query="list-type=", times=None)
@@ -243,6 +248,7 @@ def slow(site: Site, lease_s: float) -> Path:
     return site.write_job(engine=engine, pool={"shards_in_flight": 1}, limits={"lease_s": lease_s})
 
 
+@pytest.mark.chaos
 @one_server
 def test_second_session_on_an_output_is_refused_and_the_first_completes(
     site: Site, herd: Herd, start: Callable[[Path], Session]
@@ -256,6 +262,7 @@ def test_second_session_on_an_output_is_refused_and_the_first_completes(
     assert "_lease.json" not in site.files("")
 
 
+@both_servers
 def test_session_that_is_stopped_is_overtaken_and_says_so_when_it_wakes(
     site: Site, herd: Herd, start: Callable[[Path], Session]
 ) -> None:
