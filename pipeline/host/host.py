@@ -34,6 +34,8 @@ from pipeline.host.worker import piece_schema
 POLL_S = 0.2
 IDLE_POLL_S = 2.0
 MAX_BACKOFF_S = 30.0
+IDLE_DEATH_S = 1.0
+"""How long the death of an engine that had nothing in hand is kept quiet: Ray ends an actor's children before the actor."""
 
 
 @dataclass(frozen=True)
@@ -285,6 +287,8 @@ class EngineHost:
         Raises:
             EngineStartError: the engine has died too often without an answer in between.
         """
+        if not self._batches:
+            time.sleep(IDLE_DEATH_S)
         self._earlier, self._life = self.figures(), {}
         self._restart_s = start_s or self._restart_s
         self._deaths_in_a_row += 1
