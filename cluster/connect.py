@@ -57,7 +57,8 @@ def connected(address: str | None, *, verbose: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        with contextlib.suppress(Exception):  # what is done is done, and how the farewell goes changes nothing of it
+            ray.shutdown()
 
 
 def _start(options: dict[str, Any]) -> None:

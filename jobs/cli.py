@@ -2,6 +2,7 @@
 
 import json
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -403,3 +404,7 @@ def main() -> None:
     except HerdError as e:
         click.echo(f"Error: {e}", err=True)
         sys.exit(e.exit_code)
+    except Exception as e:  # a fault of ours; what is committed is no worse for it
+        traceback.print_exc()
+        click.echo(f"This is a fault of Herd itself: {type(e).__name__}. Nothing committed is lost.", err=True)
+        sys.exit(HerdError.exit_code)

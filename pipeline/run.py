@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pipeline import plan
 from pipeline.actor import COMMITTING, ActorJob, EngineActor
@@ -31,6 +32,8 @@ from pipeline.report import examples_of
 from pipeline.source import ShardSource
 
 POLL_S = 0.25
+CUT_S = 15.0
+"""How long a run that is cut off waits at most for Ray Data to end what it has under way."""
 IO_TASK_CPUS = 0.25
 
 
@@ -38,6 +41,16 @@ class InterruptedRunError(HerdError):
     """The run was told to stop."""
 
     exit_code = 130
+
+
+class _CutOff(ExecutionCallback):  # type: ignore[misc]
+    """Ends an execution of Ray Data from outside it, which otherwise would go on while its cluster is taken down."""
+
+    asked = threading.Event()
+
+    def on_execution_step(self, executor: Any) -> None:
+        if self.asked.is_set():
+            raise RuntimeError("The run was cut off")
 
 
 def execute(
@@ -91,7 +104,9 @@ def _answer(
         finally:
             ended.set()
 
-    threading.Thread(target=carry, name="herd-dataset", daemon=True).start()
+    carrier = threading.Thread(target=carry, name="herd-dataset", daemon=True)
+    _CutOff.asked.clear()
+    carrier.start()
     progress: Progress = start
     try:
         while not ended.wait(POLL_S):
@@ -105,7 +120,7 @@ def _answer(
                 rows_done=progress.rows_ok + progress.rows_quarantined,
                 rows_quarantined=progress.rows_quarantined,
             ):
-                progress = _drained(run, ledger, ended)
+                progress = _drained(run, ledger, ended, progress)
                 raise _overspent(run, why, progress)
             ledger.drain.remote(list(ray._private.state.state.get_draining_nodes()))
         progress = ray.get(ledger.snapshot.remote())
@@ -116,12 +131,15 @@ def _answer(
         ) from None
     except KeyboardInterrupt:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)  # what it says of being cut off is no news
-        progress = _drained(run, ledger, ended)
+        progress = _drained(run, ledger, ended, progress)
         give_up(run, progress, "interrupted")
         done = len(run.output.committed())
         raise InterruptedRunError(
             f"Stopped with {done} of {run.table.num_rows} shards committed", todo=resume_advice(run.config.output)
         ) from None
+    finally:
+        _CutOff.asked.set()
+        carrier.join(CUT_S)
     if fault:
         error = _explained(ray.get(ledger.fault.remote()) or fault[0], run)
         give_up(run, progress, str(error))
@@ -129,13 +147,13 @@ def _answer(
     return progress
 
 
-def _drained(run: PreparedRun, ledger: Any, ended: threading.Event) -> Progress:
-    """Lets no shard begin any more, gives those in flight `limits.drain_s` to be committed, and tells how far it came. A
-    second interrupt cuts it short."""
+def _drained(run: PreparedRun, ledger: Any, ended: threading.Event, progress: Progress) -> Progress:
+    """Lets no shard begin any more, gives those in flight `limits.drain_s` to be committed, and tells how far it came,
+    beyond `progress`. A second interrupt cuts it short."""
     deadline = time.monotonic() + run.config.limits.drain_s
-    progress: Progress = ray.get(ledger.snapshot.remote())
     try:
         ray.get(ledger.stop.remote())
+        progress = ray.get(ledger.snapshot.remote())
         while progress.shards_in_flight and time.monotonic() < deadline and not ended.wait(POLL_S):
             progress = ray.get(ledger.snapshot.remote())
     except (KeyboardInterrupt, ray.exceptions.RayError):
@@ -160,6 +178,7 @@ def _dataset(run: PreparedRun, pending: list[plan.Shard], placement: Mapping[str
     context = DataContext.get_current()
     context.target_max_block_size = None  # one block a read task: a shard is never split or merged
     context.enable_progress_bars = False
+    context.custom_execution_callback_classes = [_CutOff]
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its faults reach us as exceptions
     pool = run.config.pool

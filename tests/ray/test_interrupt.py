@@ -29,7 +29,7 @@ def test_run_that_is_interrupted_says_how_to_resume_and_resumes(
         time.sleep(0.05)  # until the run, a process of its own, has committed something
     process.send_signal(sent)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert "Traceback" not in said
     assert f"herd resume {tmp_path / 'out'}" in said
     kept = {p.name: p.read_bytes() for p in commits.glob("*.json")}
