@@ -95,7 +95,7 @@ def _finish(prepared: books.PreparedRun, address: str | None, quiet: bool, verbo
 
 
 def _carried_out(prepared: books.PreparedRun, address: str | None, quiet: bool, verbose: bool) -> Finished:
-    if not prepared.pending:
+    if not prepared.pending.num_rows:
         return Finished(prepared, books.close(prepared, Progress()), None)
     config = prepared.config
     last: list[Progress] = []

@@ -12,6 +12,8 @@ from pipeline.errors import Stage
 from pipeline.model import ModelRef
 from pipeline.output import LINEAGE, SECONDS
 
+LINEAGE_PIECES = frozenset({"request_sha256", "sampling_sha256", "cached_from"})
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -37,7 +39,7 @@ def account(
     pieces = answered.pieces
     table = block.select(list(columns.carry))
     for name in pieces.column_names:
-        if not name.endswith("_sha256"):
+        if name not in LINEAGE_PIECES:
             table = table.append_column(pieces.schema.field(name), pieces[name])
     is_answered = pieces["stage"].combine_chunks().is_null()
     table = table.append_column("attempts", pc.if_else(is_answered, pa.scalar(None, pa.int32()), attempts))
@@ -82,6 +84,7 @@ def _lineage(
         "weights_digest": same(model.weights_digest, pa.string()),
         "sampling_sha256": pieces["sampling_sha256"].combine_chunks(),
         "attempt": attempts,
+        "cached_from": pieces["cached_from"].combine_chunks(),
         "created_at": same(datetime.now(UTC), pa.timestamp("us", tz="UTC")),
     }
     return pa.StructArray.from_arrays([values[f.name] for f in LINEAGE], fields=list(LINEAGE))

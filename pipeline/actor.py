@@ -1,4 +1,5 @@
-"""The engine actor of a Ray Data pool: takes whole shards, several at a time, has them answered, and commits them.
+"""The engine actor of a Ray Data pool: takes bundles of shards, several at a time, has their shards answered one after
+the other, and commits each.
 
 The engine itself is a process of the actor's (`pipeline.host`), so that what kills an engine leaves the actor, its shards
 and the answers of theirs alone. What kills the actor is for Ray, which starts another and gives it the shards that were
@@ -26,6 +27,7 @@ from pipeline.host.process import EngineJob
 from pipeline.lease import Token
 from pipeline.ledger import Permit
 from pipeline.output import CommitRecord, Output
+from pipeline.source import shards_in
 from pipeline.storage import Store
 
 COMMITTING = 2
@@ -46,10 +48,13 @@ class ActorJob:
     """Rows of the largest shard."""
     merges: bool
     """Blocks hold only some rows of shards that are committed already, and replace these rows."""
+    tail: frozenset[int]
+    """The shards that come last: of these the longest rows are asked first."""
 
 
 class EngineActor:
-    """A callable class for `Dataset.map_batches`: a block with a shard's rows in, a row with the shard's number out."""
+    """A callable class for `Dataset.map_batches`: a block with the rows of some shards in, the numbers of those that were
+    committed out."""
 
     def __init__(self, job: ActorJob, ledger: Any) -> None:
         self._job, self._ledger = job, ledger
@@ -82,9 +87,9 @@ class EngineActor:
         ray.get(self._ledger.engine_ready.remote(self._name, facts))
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
-        shard = await asyncio.get_running_loop().run_in_executor(self._threads, self._carry, block)
-        if shard is not None:
-            yield pa.table({"shard": [shard]}, COMMITTED)
+        loop = asyncio.get_running_loop()
+        carried = [await loop.run_in_executor(self._threads, self._carry, rows) for rows in shards_in(block)]
+        yield pa.table({"shard": [shard for shard in carried if shard is not None]}, COMMITTED)
 
     def _carry(self, block: pa.Table) -> int | None:
         """Answers and commits one shard; None if it may not be begun."""
@@ -96,7 +101,7 @@ class EngineActor:
                 return None
             try:
                 rows = block.select(list(dict.fromkeys([*self._job.engine.columns.rendered, "__herd_row"])))
-                answered = self._host.answer(rows)
+                answered = self._host.answer(rows, longest_first=shard in self._job.tail)
                 seat.close()  # the engine does not wait for this one's commit
                 ray.get(self._ledger.committed.remote(self._commit(block, answered, attempt)))
             except HerdError as e:

@@ -149,6 +149,15 @@ def _type_of_values(values: Sequence[Any]) -> pa.DataType | None:
     return pa.float64() if kinds and kinds <= {int, float} else None
 
 
+def fit(values: Sequence[Any], kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold all of these answers."""
+    try:
+        pa.array(values, type=kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeError):
+        return False
+    return True
+
+
 def to_arrow_value(value: Any, kind: pa.DataType, *, as_json: bool = False) -> Any:
     """The answer as `pa.array(..., kind)` takes it; with `as_json`, the document's JSON text.
 

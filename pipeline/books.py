@@ -67,11 +67,11 @@ class PreparedRun:
         check(self.output.store, self.output.uri, self.lease.token)
 
     @property
-    def pending(self) -> list[plan.Shard]:
-        """What the session has to do, in plan order."""
-        if self.replayed:
-            return [s for s in plan.shards_of(self.table) if s.shard in self.replayed]
-        return [s for s in plan.shards_of(self.table) if s.shard not in self.committed]
+    def pending(self) -> pa.Table:
+        """The shards that the session has to do, in plan order; a part of the plan's table."""
+        named = pa.array(sorted(self.replayed or self.committed), pa.int32())
+        is_named = pc.is_in(self.table["shard"], named)
+        return self.table.filter(is_named if self.replayed else pc.invert(is_named))
 
 
 def prepare(config: RunConfig, model: ModelRef, *, git_revision: str | None = None) -> PreparedRun:
@@ -96,7 +96,8 @@ def prepare(config: RunConfig, model: ModelRef, *, git_revision: str | None = No
             earlier = output.read_run()
             if earlier["fingerprint"] != mark:
                 raise _another_run(output, earlier, settings, planned[2])
-            return _again(config, model, output, lease, earlier, planned, git_revision)
+            # as it was cut then: another version may cut otherwise
+            return _again(config, model, output, lease, earlier, _planned(output, earlier), git_revision)
         return _open(config, model, output, lease, settings, mark, planned, git_revision)
 
     return held(output.uri, output.store, config.limits.lease_s, record)  # type: ignore[no-any-return]

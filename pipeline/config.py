@@ -280,6 +280,17 @@ class LimitsConfig(Section):
     """Seconds that a run which is told to stop gives the shards in flight."""
 
 
+class CacheConfig(Section):
+    """Identical requests (same prompt, images by content, sampling, answer shape and model; greedy or with a seed of its
+    own) are answered once."""
+
+    in_run: bool = True
+    """Within a run, each engine asks identical requests once and gives the answer to all rows that want it."""
+    uri: Annotated[str, Field(min_length=1), AfterValidator(_no_credentials)] | None = None
+    """Folder of answers that runs share: a local path or `s3://bucket/prefix`. A row whose request is there is not asked."""
+    storage: StorageConfig = StorageConfig()
+
+
 class OutputConfig(Section):
     uri: Annotated[str, Field(min_length=1), AfterValidator(_no_credentials)]
     """Folder that the run owns: a local path or `s3://bucket/prefix`."""
@@ -317,6 +328,7 @@ class RunConfig(Section):
     shard: ShardConfig = ShardConfig()
     render: RenderConfig = RenderConfig()
     limits: LimitsConfig = LimitsConfig()
+    cache: CacheConfig = CacheConfig()
     evaluate: EvaluateConfig | None = None
     output: OutputConfig
 

@@ -27,7 +27,7 @@ class Permit(Enum):
     LATER = "later"
     """Not on this node, which is being drained."""
     NEVER = "never"
-    """Not in this session: it is being stopped, or the shard has had its attempts."""
+    """Not in this session: it is being stopped, the shard is committed, or it has had its attempts."""
 
 
 class Ledger:
@@ -37,6 +37,7 @@ class Ledger:
         self._progress, self._max_attempts, self._earlier = progress, max_shard_attempts, earlier
         self._attempts: Counter[int] = Counter()
         self._in_flight: set[int] = set()
+        self._committed: set[int] = set()
         self._draining: frozenset[str] = frozenset()
         self._is_stopping = False
         self._fault: HerdError | None = None
@@ -45,7 +46,7 @@ class Ledger:
     def begin(self, shard: int, node: str) -> tuple[Permit, int | None]:
         """Whether a shard may begin now on a node, and the number of the attempt: from 1, and counting those of earlier
         sessions that are known."""
-        if self._is_stopping:
+        if self._is_stopping or shard in self._committed:
             return Permit.NEVER, None
         if node in self._draining:
             return Permit.LATER, None
@@ -66,6 +67,13 @@ class Ledger:
         p.reasons = dict(Counter(p.reasons) + Counter(record.reasons))
         self._attempts.pop(record.shard, None)
         self._in_flight.discard(record.shard)
+        self._committed.add(record.shard)
+
+    def read(self, seconds: float, rows: int, num_bytes: int) -> None:
+        """Takes note of a block that a task has read."""
+        self._progress.read_s += seconds
+        self._progress.rows_read += rows
+        self._progress.bytes_read += num_bytes
 
     def shard_failed(self, shard: int, message: str) -> None:
         self._progress.failed_shards[shard] = message

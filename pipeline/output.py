@@ -49,10 +49,12 @@ LINEAGE = pa.struct(
         ("engine", pa.string()),
         ("attempt", pa.int32()),
         ("created_at", pa.timestamp("us", tz="UTC")),
+        ("cached_from", pa.string()),
     ]
 )
 """Where a row's answer comes from. `row` counts from 0 within the row group. `request_sha256` and `sampling_sha256` are
-null for a row that failed before it could be asked."""
+null for a row that failed before it could be asked. `cached_from` is null for a row that was asked itself; else it is the
+run that asked the same for another row: this one, or an earlier one whose answers were kept."""
 
 SECONDS = "__herd_seconds"
 

@@ -8,8 +8,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from operator import attrgetter
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.config import RunConfig
@@ -86,45 +89,58 @@ class Shard:
         return f"{self.shard:06d}"
 
 
+UNEVEN = 4
+"""Times the mean bytes of a shard, beyond which a row group is cut further."""
+
+
 def cut(groups: Iterable[RowGroup], *, max_rows: int, max_bytes: int) -> pa.Table:
     """Shards of at most `max_rows` rows and about `max_bytes` bytes, in the groups' order; a table of `SCHEMA`.
 
     A group is cut into equal parts that differ by at most one row. Empty groups give no shard. A row larger than
     `max_bytes` is a shard of its own.
+
+    Shards that would hold more than `UNEVEN` times the mean bytes are cut into such of at most half of that: a run ends
+    when its last shard does, one engine alone works on a shard, and bytes are what a footer tells of work. Cutting by the
+    mean adds at most half as many shards again.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
-    batches: list[pa.RecordBatch] = []
-    shard = 0
-
-    def flush() -> None:
-        batches.append(pa.RecordBatch.from_pydict(columns, schema=SCHEMA))
-        for values in columns.values():
-            values.clear()
-
-    for group in groups:
-        parts = num_parts(group.num_rows, group.num_bytes, max_rows=max_rows, max_bytes=max_bytes)
-        first = 0
-        for part in range(parts):
-            rows = group.num_rows * (part + 1) // parts - first
-            columns["shard"].append(shard)
-            columns["input_uri"].append(group.input_uri)
-            columns["input_etag"].append(group.input_etag)
-            columns["input_size"].append(group.input_size)
-            columns["row_group"].append(group.row_group)
-            columns["first_row"].append(first)
-            columns["num_rows"].append(rows)
-            columns["num_bytes"].append(group.num_bytes * rows // group.num_rows)
-            first += rows
-            shard += 1
-        if len(columns["shard"]) >= 10_000:
-            flush()
-    flush()
-    return pa.Table.from_batches(batches, schema=SCHEMA)
+    found = _as_table(groups)
+    rows, num_bytes = found["num_rows"].to_numpy(), found["num_bytes"].to_numpy()
+    parts = num_parts(rows, num_bytes, max_rows=max_rows, max_bytes=max_bytes)
+    if parts.sum() and (mean := num_bytes.sum() / parts.sum()):
+        is_uneven = num_bytes > UNEVEN * mean * parts
+        finer = np.ceil(num_bytes / (UNEVEN / 2 * mean)).astype(np.int64)
+        parts = np.where(is_uneven, np.minimum(rows, np.maximum(parts, finer)), parts)
+    group = np.repeat(np.arange(found.num_rows), parts)
+    part = np.arange(len(group)) - np.repeat(np.cumsum(parts) - parts, parts)
+    first = rows[group] * part // parts[group]
+    num_rows = rows[group] * (part + 1) // parts[group] - first
+    made = {
+        "shard": pa.array(np.arange(len(group)), pa.int32()),
+        "first_row": pa.array(first, pa.int64()),
+        "num_rows": pa.array(num_rows, pa.int64()),
+        "num_bytes": pa.array((num_bytes[group] / rows[group] * num_rows).astype(np.int64), pa.int64()),
+    }
+    kept = found.take(group)
+    return pa.table(
+        [made.get(name, kept[name] if name in kept.column_names else None) for name in SCHEMA.names], SCHEMA
+    )
 
 
-def num_parts(num_rows: int, num_bytes: int, *, max_rows: int, max_bytes: int) -> int:
-    """Into how many shards a row group is cut: none when it is empty, and never more than it has rows."""
-    return min(num_rows, max(-(-num_rows // max_rows), -(-num_bytes // max_bytes)))
+def _as_table(groups: Iterable[RowGroup]) -> pa.Table:
+    schema = pa.schema([SCHEMA.field(name) for name in RowGroup.__slots__])
+    batches = []
+    groups = iter(groups)
+    while some := list(islice(groups, 10_000)):
+        columns = zip(*map(attrgetter(*schema.names), some), strict=True)
+        arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
+        batches.append(pa.record_batch(arrays, schema=schema))
+    return pa.Table.from_batches(batches, schema=schema)
+
+
+def num_parts(num_rows: Any, num_bytes: Any, *, max_rows: int, max_bytes: int) -> Any:
+    """Into how many shards a row group is cut: none when it is empty, and never more than it has rows. Takes numbers or
+    NumPy arrays of them."""
+    return np.minimum(num_rows, np.maximum(-(-num_rows // max_rows), -(-num_bytes // max_bytes)))
 
 
 def shards_of(table: pa.Table) -> Iterator[Shard]:

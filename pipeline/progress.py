@@ -19,6 +19,10 @@ class Progress:
     prompt_tokens: int = 0
     output_tokens: int = 0
     seconds: float = 0.0
+    read_s: float = 0.0
+    """Seconds of read tasks, summed over tasks that run at the same time."""
+    rows_read: int = 0
+    bytes_read: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     """Quarantined rows by `stage/error_type`."""
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)

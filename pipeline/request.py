@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import sys
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,12 +29,25 @@ class Message:
     parts: tuple[str | RequestImage, ...]
 
 
+class Sampling:
+    """Effective sampling parameters under vLLM's names; most rows of a run share one object."""
+
+    __slots__ = ("canonical", "is_repeatable", "sha256", "values")
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
+        self.canonical = json.dumps(values, sort_keys=True, default=str)
+        self.sha256 = hashlib.sha256(self.canonical.encode()).hexdigest()
+        self.is_repeatable = values.get("temperature") == 0 or values.get("seed") is not None
+        """Whether an answer does not depend on chance: greedy, or with a seed of its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One row, ready to be asked. `sampling` holds the effective parameters under vLLM's names."""
+    """One row, ready to be asked."""
 
     messages: tuple[Message, ...]
-    sampling: dict[str, Any]
+    sampling: "Sampling"
 
     @property
     def images(self) -> list[RequestImage]:
@@ -42,6 +57,18 @@ class Request:
     def text(self) -> str:
         """All text of the chat, turns and parts joined by newlines; what an engine without a model sees."""
         return "\n".join(part for message in self.messages for part in message.parts if isinstance(part, str))
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of all that is the request's own: roles, texts, images by content, sampling. Under one model and one
+        shape of answer, equal keys make equal tokens."""
+        digest = hashlib.sha256(self.sampling.canonical.encode())
+        for message in self.messages:
+            digest.update(f"\0role {message.role}".encode())
+            for part in message.parts:
+                text = f"\0text {len(part)} {part}" if isinstance(part, str) else f"\0image {part.sha256}"
+                digest.update(text.encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,21 +105,22 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one row ended, with the hash of what was asked (none when it failed before it could be asked)."""
+    """How one row ended, with the digests of what was asked (none when it failed before it could be asked), and the run
+    that asked it, where that was done for another row."""
 
     result: Completion | Failure
-    request_sha256: str | None
-    sampling: dict[str, Any] | None
-
-
-def canonical_sha256(value: Any) -> str:
-    """SHA-256 of plain data as canonical JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    request_sha256: str | None = None
+    sampling_sha256: str | None = None
+    cached_from: str | None = None
 
 
 def request_sha256(token_ids: Sequence[int], images: Sequence[RequestImage], shape: str) -> str:
-    """SHA-256 over the token ids (as JSON), the images' content digests, and `shape`: sampling and answer."""
-    digest = hashlib.sha256(json.dumps(list(token_ids), separators=(",", ":")).encode())
+    """SHA-256 over the token ids (64 bits each, little-endian), the images' content digests, and `shape`: sampling and
+    answer."""
+    ids = array("q", token_ids)
+    if sys.byteorder == "big":
+        ids.byteswap()
+    digest = hashlib.sha256(ids.tobytes())
     for image in images:
         digest.update(image.sha256.encode())
     digest.update(shape.encode())

@@ -1,4 +1,4 @@
-"""Carries a run's pending shards through Ray Data: read -> answer -> commit, and closes the books.
+"""Carries a run's pending shards through Ray Data: read -> answer -> commit, in bundles, and closes the books.
 
     ShardSource -> map_batches(EngineActor)
 
@@ -14,15 +14,16 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from pipeline import plan
 from pipeline.actor import COMMITTING, ActorJob, EngineActor
 from pipeline.books import PreparedRun, close, give_up, resume_advice
 from pipeline.budget import BudgetError, overspent
+from pipeline.bundles import bundles, in_order, tail
 from pipeline.errors import HerdError
 from pipeline.host.process import EngineJob
 from pipeline.lease import FencedError
@@ -74,17 +75,17 @@ def execute(
         shards_total=run.table.num_rows,
         shards_before=len(run.committed),
         rows_total=rows_total,
-        rows_before=rows_total - sum(s.num_rows for s in pending),
+        rows_before=rows_total - int(pc.sum(pending["num_rows"]).as_py() or 0),
     )
     progress = start
-    if pending:
+    if pending.num_rows:
         progress = _answer(run, pending, placement, start, observe)
     return close(run, progress)
 
 
 def _answer(
     run: PreparedRun,
-    pending: list[plan.Shard],
+    pending: pa.Table,
     placement: Mapping[str, Any],
     start: Progress,
     observe: Callable[[Progress], None],
@@ -174,7 +175,7 @@ def _overspent(run: PreparedRun, why: str, progress: Progress) -> BudgetError:
     )
 
 
-def _dataset(run: PreparedRun, pending: list[plan.Shard], placement: Mapping[str, Any], ledger: Any) -> Any:
+def _dataset(run: PreparedRun, pending: pa.Table, placement: Mapping[str, Any], ledger: Any) -> Any:
     context = DataContext.get_current()
     context.target_max_block_size = None  # one block a read task: a shard is never split or merged
     context.enable_progress_bars = False
@@ -183,18 +184,27 @@ def _dataset(run: PreparedRun, pending: list[plan.Shard], placement: Mapping[str
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its faults reach us as exceptions
     pool = run.config.pool
     rows = {shard: replayed.rows for shard, replayed in run.replayed.items()}
-    source = ShardSource(pending, run.schema, run.config.input.storage, ledger, rows)
-    dataset = ray.data.read_datasource(source, override_num_blocks=len(pending), num_cpus=IO_TASK_CPUS)
+    engines = min(pool.ceiling, pending.num_rows)
+    in_hand = pool.shards_in_flight + COMMITTING
+    ordered = in_order(pending)
+    packed = bundles(ordered, engines * in_hand)
+    source = ShardSource(packed, run.schema, run.config.input.storage, ledger, rows)
+    dataset = ray.data.read_datasource(
+        source,
+        override_num_blocks=len(packed),
+        num_cpus=IO_TASK_CPUS,
+        # each is a process to start first; a bundle lasts an engine for longer than it takes to read
+        concurrency=min(len(packed), engines + 1),
+    )
     job = ActorJob(
-        EngineJob(run.config, run.columns, run.model),
+        EngineJob(run.config, run.columns, run.model, run.run_id),
         run.run_id,
         run.output.uri,
         run.lease.token,
         max_rows=int(pc.max(run.table["num_rows"]).as_py()),
         merges=bool(run.replayed),
+        tail=tail(ordered, engines * in_hand),
     )
-    engines = min(pool.ceiling, len(pending))
-    in_hand = pool.shards_in_flight + COMMITTING
     return dataset.map_batches(
         EngineActor,
         fn_constructor_args=(job, ledger),

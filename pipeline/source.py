@@ -1,13 +1,15 @@
-"""Reads shards as Ray Data blocks: one read task and one block a shard, only the columns that are needed.
+"""Reads shards as Ray Data blocks: one read task and one block a bundle of shards, only the columns that are needed.
 
 Each row carries where it came from in columns that begin with `__herd_`. A file that is no longer the planned one gives
 no rows: its shards are reported to the ledger and the run goes on with the others.
 """
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -18,8 +20,9 @@ from ray.data.datasource import ReadTask
 
 from pipeline.config import StorageConfig
 from pipeline.errors import HerdError, InputChangedError
+from pipeline.ipc import from_ipc, to_ipc
 from pipeline.parquet import GarbledError, from_parquet
-from pipeline.plan import Shard
+from pipeline.plan import Shard, shards_of
 from pipeline.storage import FileInfo, Store
 
 ORIGIN = pa.schema(
@@ -113,47 +116,68 @@ def with_origin(table: pa.Table, shard: Shard) -> pa.Table:
 
 
 class ShardSource(Datasource):  # type: ignore[misc]
-    """The pending shards of a plan as a Ray Data source."""
+    """Bundles of shards, see `pipeline.bundles`, as a Ray Data source."""
 
     def __init__(
         self,
-        shards: list[Shard],
+        bundles: list[pa.Table],
         schema: pa.Schema,
         storage: StorageConfig,
         ledger: Any,
         rows: Mapping[int, frozenset[int]],
     ) -> None:
         """`rows` names, by shard, the only rows to read; a shard that it does not name is read whole."""
-        self._shards, self._schema, self._storage, self._ledger, self._rows = shards, schema, storage, ledger, rows
+        self._bundles, self._schema, self._storage, self._ledger, self._rows = bundles, schema, storage, ledger, rows
 
     def get_name(self) -> str:
         return "Shards"
 
     def estimate_inmemory_data_size(self) -> int | None:
-        return sum(shard.num_bytes for shard in self._shards)
+        return sum(_sum(bundle, "num_bytes") for bundle in self._bundles)
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        common = partial(_read_block, schema=self._schema, storage=self._storage, ledger=self._ledger)
-        return [
-            ReadTask(
-                partial(common, shard, rows=self._rows.get(shard.shard)),
-                BlockMetadata(num_rows=shard.num_rows, size_bytes=shard.num_bytes, input_files=None, exec_stats=None),
-            )
-            for shard in self._shards
-        ]
+        return [self._task(bundle) for bundle in self._bundles]
+
+    def _task(self, bundle: pa.Table) -> ReadTask:
+        rows = {shard: self._rows[shard] for shard in bundle["shard"].to_pylist() if shard in self._rows}
+        read = partial(_read_block, to_ipc(bundle), self._schema, self._storage, self._ledger, rows)
+        size = {"num_rows": _sum(bundle, "num_rows"), "size_bytes": _sum(bundle, "num_bytes")}
+        return ReadTask(read, BlockMetadata(**size, input_files=None, exec_stats=None))
+
+
+def _sum(bundle: pa.Table, column: str) -> int:
+    return int(pc.sum(bundle[column]).as_py())
 
 
 def _read_block(
-    shard: Shard, schema: pa.Schema, storage: StorageConfig, ledger: Any, rows: frozenset[int] | None
+    bundle: bytes, schema: pa.Schema, storage: StorageConfig, ledger: Any, rows: Mapping[int, frozenset[int]]
 ) -> Iterable[pa.Table]:
+    tables = [pa.schema([*schema, *ORIGIN]).empty_table()]
+    started = time.perf_counter()
     try:
-        table = read_shard(shard, schema, storage)
-        yield table if rows is None else table.filter(pc.is_in(table["__herd_row"], pa.array(sorted(rows), pa.int64())))
-    except InputChangedError as e:
-        ray.get(ledger.shard_failed.remote(shard.shard, str(e)))
-        yield pa.schema([*schema, *ORIGIN]).empty_table()
+        for shard in shards_of(from_ipc(bundle)):
+            try:
+                table = read_shard(shard, schema, storage)
+            except InputChangedError as e:
+                ray.get(ledger.shard_failed.remote(shard.shard, str(e)))
+                continue
+            if shard.shard in rows:
+                asked = pa.array(sorted(rows[shard.shard]), pa.int64())
+                table = table.filter(pc.is_in(table["__herd_row"], asked))
+            tables.append(table)
     except HerdError as e:
         ray.get(ledger.run_failed.remote(e))
         raise
+    block = pa.concat_tables(tables).unify_dictionaries()
+    ledger.read.remote(time.perf_counter() - started, block.num_rows, block.nbytes)
+    yield block
+
+
+def shards_in(block: pa.Table) -> Iterator[pa.Table]:
+    """The rows of each shard in a block, in order. A shard of which no row is asked is not seen."""
+    numbers = block["__herd_shard"].to_numpy()
+    begins = np.flatnonzero(np.diff(numbers, prepend=-1))
+    for begin, end in zip(begins, [*begins[1:], len(numbers)], strict=True):
+        yield block.slice(begin, end - begin)

@@ -51,5 +51,9 @@ class Engine(Protocol):
     def has_work(self) -> bool:
         """Whether any admitted request is unfinished."""
 
+    def gauges(self) -> dict[str, float]:
+        """What the engine says of itself, some of: `output_tokens` and `prompt_tokens` so far, `cached_tokens` (those of
+        the prompts that the prefix cache had), `running` and `waiting` requests, `kv_use` (0 to 1). Any thread."""
+
     def texts(self, completions: Sequence[Completion]) -> list[str]:
         """The completions' texts, detokenised in one batch; safe to call from any thread."""

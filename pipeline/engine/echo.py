@@ -60,8 +60,8 @@ class EchoEngine:
                 f"the prompt has {len(words)} tokens and the context holds {self._max_model_len}",
             )
         ids = [zlib.crc32(w.encode()) for w in words]
-        shape = json.dumps(request.sampling, sort_keys=True, default=str) + self._shape
-        return Prepared(ids, request_sha256(ids, request.images, shape), (text, request.sampling["max_tokens"]))
+        shape = request.sampling.canonical + self._shape
+        return Prepared(ids, request_sha256(ids, request.images, shape), (text, request.sampling.values["max_tokens"]))
 
     def add(self, key: int, prepared: Prepared) -> None:
         text, max_tokens = prepared.payload
@@ -92,6 +92,9 @@ class EchoEngine:
 
     def has_work(self) -> bool:
         return bool(self._due or self._hung)
+
+    def gauges(self) -> dict[str, float]:
+        return {"output_tokens": self.tokens, "running": len(self._due) + len(self._hung)}
 
     def texts(self, completions: Sequence[Completion]) -> list[str]:
         return [c.text or "" for c in completions]

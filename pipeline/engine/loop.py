@@ -18,7 +18,7 @@ from pipeline.request import Completion, Failure, Prepared
 PATIENCE_S = 0.1
 """How long an idle engine waits for a batch to fill."""
 
-Done = Callable[[int, Completion | Failure], None]
+Done = Callable[[Completion | Failure], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +33,28 @@ class Work:
 
 @dataclass
 class Window:
-    """The engine's window: from the first admission to the latest answer. `busy_s` of it were spent stepping."""
+    """The engine's window: from the first admission to the latest answer. `busy_s` of it were spent stepping; the stepping
+    thread waited for `render_wait_s` with rows on their way to it, and for `rows_wait_s` with none."""
 
     rows: int = 0
     busy_s: float = 0.0
+    render_wait_s: float = 0.0
+    rows_wait_s: float = 0.0
     began: float | None = None
     latest: float = 0.0
 
     @property
     def seconds(self) -> float:
         return 0.0 if self.began is None else max(0.0, self.latest - self.began)
+
+    def figures(self) -> dict[str, float]:
+        return {
+            "window_s": self.seconds,
+            "rows": self.rows,
+            "busy_s": self.busy_s,
+            "render_wait_s": self.render_wait_s,
+            "rows_wait_s": self.rows_wait_s,
+        }
 
 
 class EngineLoop:
@@ -93,7 +105,7 @@ class EngineLoop:
                     self.window.latest = now
                 for key, result in ended:
                     work = self._under_way.pop(key)
-                    work.done(work.index, result)
+                    work.done(result)
         except BaseException as e:  # whatever kills the engine is the caller's to report, with its traceback
             self._on_death(e)
 
@@ -102,6 +114,14 @@ class EngineLoop:
         one new request as for many, so requests that trickle in one by one would starve an engine of throughput."""
         return len(self._inbox) >= self._quantum or (bool(self._inbox) and self._expected == 0)
 
+    def _count_wait(self, for_render: bool, seconds: float) -> None:
+        if self.window.began is None:
+            return  # the window has not begun
+        if for_render:
+            self.window.render_wait_s += seconds
+        else:
+            self.window.rows_wait_s += seconds
+
     def _take(self) -> bool:
         """Admits what the engine has room for; waits while there is nothing to do; false once closed."""
         with self._wake:
@@ -109,8 +129,10 @@ class EngineLoop:
             while not admits and not self._engine.has_work():
                 if self._closed:
                     return False
+                waited_for_render, began = self._expected > 0, time.perf_counter()
                 # an idle engine does not wait for a slow row: what is here is better than nothing
                 is_late = not self._wake.wait(timeout=PATIENCE_S if self._inbox else None)
+                self._count_wait(waited_for_render, time.perf_counter() - began)
                 admits = self._is_admittable() or (is_late and bool(self._inbox))
             room = self._engine.info.max_num_seqs * 2 - len(self._under_way) if admits else 0
             taken = [self._inbox.popleft() for _ in range(min(max(room, 0), len(self._inbox)))]
@@ -123,7 +145,7 @@ class EngineLoop:
             try:
                 self._engine.add(key, work.prepared)
             except RowError as e:
-                work.done(work.index, Failure.of(e))
+                work.done(Failure.of(e))
             else:
                 self._journal.mark(work.slot, work.index, Phase.ENGINE)
                 self._under_way[key] = work

@@ -17,7 +17,7 @@ from pipeline.config import RunConfig
 from pipeline.engine.base import EngineInfo
 from pipeline.errors import EngineStartError, RowError, Stage
 from pipeline.model import ModelRef
-from pipeline.request import Completion, Failure, Message, Prepared, Request, request_sha256
+from pipeline.request import Completion, Failure, Message, Prepared, Request, Sampling, request_sha256
 
 # Set always: arguments built outside vLLM's own front ends would silently fall to 2048 tokens and 128 sequences.
 CPU_DEFAULTS = {"max_num_seqs": 128, "max_num_batched_tokens": 4096, "enforce_eager": True}
@@ -100,7 +100,9 @@ class VllmEngine:
             VLLMError,
         )
         self._engine = llm.llm_engine
-        self.tokens = 0
+        self.tokens = self._prompt_tokens = self._cached_tokens = 0
+        # out of reach where the core is a process of its own
+        self._scheduler = getattr(getattr(self._engine.engine_core, "engine_core", None), "scheduler", None)
         self._count_tokens(self._engine.engine_core)
         self._renderer = self._engine.renderer
         self._max_model_len = int(llm.model_config.max_model_len)
@@ -138,15 +140,17 @@ class VllmEngine:
     def _warm_up(self) -> None:
         """Answers one short text, so that the first row does not pay for kernels, grammars and tokenizers."""
         try:
-            self.add(0, self.prepare(Request((Message("user", ("Hello",)),), {"temperature": 0.0, "max_tokens": 2})))
+            self.add(
+                0,
+                self.prepare(Request((Message("user", ("Hello",)),), Sampling({"temperature": 0.0, "max_tokens": 2}))),
+            )
             while self.has_work():
                 self.step()
         except RowError:
             pass  # a context too short for a greeting is no reason not to start
 
     def prepare(self, request: Request) -> Prepared:
-        sampling = json.dumps(request.sampling, sort_keys=True, default=str)
-        params = self._sampling_params(sampling, request.sampling)
+        params = self._sampling_params(request.sampling)
         conversation = [_openai(message) for message in request.messages]
         try:
             _, (inputs,) = self._renderer.render_chat([conversation], self._chat_params, self._tokenize_params)
@@ -160,7 +164,9 @@ class VllmEngine:
         ids = inputs["prompt_token_ids"]
         if len(ids) >= self._max_model_len:
             raise self._too_long(f"the prompt has {len(ids)} tokens and the context holds {self._max_model_len}")
-        return Prepared(ids, request_sha256(ids, request.images, sampling + self._shape), (inputs, params))
+        return Prepared(
+            ids, request_sha256(ids, request.images, request.sampling.canonical + self._shape), (inputs, params)
+        )
 
     def add(self, key: int, prepared: Prepared) -> None:
         inputs, params = prepared.payload
@@ -182,11 +188,28 @@ class VllmEngine:
                 continue
             text = answer.text if answer.text else None
             prompt = output.prompt_token_ids or ()
+            self._prompt_tokens += len(prompt)
+            self._cached_tokens += output.num_cached_tokens or 0
             ended.append((key, Completion(text, answer.token_ids, str(answer.finish_reason), len(prompt))))
         return ended
 
     def has_work(self) -> bool:
         return bool(self._engine.has_unfinished_requests())
+
+    def gauges(self) -> dict[str, float]:
+        counted: dict[str, float] = {
+            "output_tokens": self.tokens,
+            "prompt_tokens": self._prompt_tokens,
+            "cached_tokens": self._cached_tokens,
+        }
+        if self._scheduler is None:
+            return counted
+        return {
+            **counted,
+            "running": len(self._scheduler.running),
+            "waiting": len(self._scheduler.waiting),
+            "kv_use": self._scheduler.kv_cache_manager.usage,
+        }
 
     def texts(self, completions: Sequence[Completion]) -> list[str]:
         raw = [i for i, c in enumerate(completions) if c.text is None]
@@ -198,16 +221,17 @@ class VllmEngine:
             out[i] = text
         return out
 
-    def _sampling_params(self, key: str, sampling: dict[str, Any]) -> Any:
-        """vLLM's parameters for a row's sampling; `key` is its canonical JSON."""
+    def _sampling_params(self, sampling: Sampling) -> Any:
+        """vLLM's parameters for a row's sampling."""
+        key, values = sampling.canonical, sampling.values
         if len(self._params) > MAX_KEPT_PARAMS:
             self._params.clear()  # a seed of its own for each row must not fill the memory
         if key not in self._params:
             # vLLM needs the text itself only to look for stop strings in it
-            wants_text = bool(sampling.get("stop")) or sampling.get("skip_special_tokens") is False
+            wants_text = bool(values.get("stop")) or values.get("skip_special_tokens") is False
             try:
                 self._params[key] = self._sampling_class(
-                    **sampling,
+                    **values,
                     structured_outputs=self._structured,
                     output_kind=self._output_kind,
                     detokenize=wants_text,

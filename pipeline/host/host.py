@@ -28,12 +28,15 @@ from pipeline.errors import EngineStartError, HerdError, Stage
 from pipeline.facts import now
 from pipeline.host.isolation import Isolation, Row
 from pipeline.host.journal import Journal, suspects
-from pipeline.host.process import EngineJob, from_ipc, to_ipc
+from pipeline.host.process import EngineJob
 from pipeline.host.worker import piece_schema
+from pipeline.ipc import from_ipc, to_ipc
 
 POLL_S = 0.2
 IDLE_POLL_S = 2.0
 MAX_BACKOFF_S = 30.0
+GAUGES = frozenset({"running", "waiting", "kv_use"})
+"""Figures that tell of a moment; all others are sums."""
 IDLE_DEATH_S = 1.0
 """How long the death of an engine that had nothing in hand is kept quiet: Ray ends an actor's children before the actor."""
 
@@ -57,6 +60,7 @@ class _Batch:
     rows: pa.Table
     missing: set[int]
     answer: "Future[Answered]"
+    longest_first: bool
     started: float = field(default_factory=time.monotonic)
     is_sent: bool = False
     pieces: list[pa.Table] = field(default_factory=list)
@@ -110,7 +114,7 @@ class EngineHost:
         self._thread.start()
         started.result()
 
-    def answer(self, rows: pa.Table) -> Answered:
+    def answer(self, rows: pa.Table, *, longest_first: bool = False) -> Answered:
         """Asks the rows of one shard, and waits for all of them.
 
         Raises:
@@ -123,7 +127,7 @@ class EngineHost:
                 if self._fault is not None:
                     raise self._fault
                 self._numbers += 1
-                self._arrivals.put(_Batch(self._numbers, slot, rows, set(range(rows.num_rows)), future))
+                self._arrivals.put(_Batch(self._numbers, slot, rows, set(range(rows.num_rows)), future, longest_first))
             self._ring()
             return future.result()
         finally:
@@ -136,8 +140,12 @@ class EngineHost:
         self._thread.join(timeout=10)
 
     def figures(self) -> dict[str, float]:
-        """The engine's windows of all its lives: seconds, rows answered in them, and seconds of them spent stepping."""
-        return {k: round(self._earlier.get(k, 0) + v, 3) for k, v in self._life.items()} or dict(self._earlier)
+        """The engine's figures, see `Worker.figures`, over all its lives; what it has in hand now, of this one."""
+        both = {name: self._earlier.get(name, 0.0) for name in self._earlier.keys() - GAUGES} | self._life
+        return {
+            n: round(v + (0.0 if n in GAUGES or n not in self._life else self._earlier.get(n, 0.0)), 4)
+            for n, v in both.items()
+        }
 
     def _ring(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -234,6 +242,10 @@ class EngineHost:
                 self._ask(life, self._batches[row[0]], [row[1]])
             return
         convicted = {row for row, _, _ in self._convicted}
+        if convicted and (proof := self._proof(convicted)) is not None:
+            if not self._tickets:
+                self._ask(life, self._batches[proof[0]], [proof[1]])
+            return
         for batch in self._batches.values():
             if not batch.is_sent:
                 batch.is_sent = True
@@ -242,13 +254,22 @@ class EngineHost:
         if not self._tickets:
             self._settle()  # nobody is left to prove the engine by but its start, which has just gone well
 
+    def _proof(self, convicted: set[Row]) -> Row | None:
+        """A row to show by that the engine works, before others are asked that may be like the convicted ones: rows that
+        are alike follow each other, and several deaths in a row without an answer would look like the machine's."""
+        for batch in reversed(self._batches.values()):
+            for index in sorted(batch.missing, reverse=True):
+                if (batch.number, index) not in convicted:
+                    return batch.number, index
+        return None
+
     def _ask(self, life: "_Life", batch: _Batch, indices: list[int]) -> None:
         self._next_ticket += 1
         self._tickets[self._next_ticket] = batch
         self._open[self._next_ticket] = len(indices)
         is_whole = len(indices) == batch.rows.num_rows
         rows = batch.rows if is_whole else batch.rows.take(indices)
-        life.send(self._next_ticket, batch.slot, indices, to_ipc(rows))
+        life.send(self._next_ticket, batch.slot, indices, to_ipc(rows), batch.longest_first)
 
     def _take_piece(self, ticket: int, piece: pa.Table) -> None:
         batch = self._tickets[ticket]

@@ -6,6 +6,7 @@ segmentation fault.
 """
 
 import itertools
+import mmap
 import os
 import tempfile
 from collections.abc import Sequence
@@ -55,8 +56,9 @@ class Journal:
         if not os.path.getsize(path):
             os.truncate(path, cells * 8)
         self.path, self.slots, self.rows = path, slots, rows
-        whole = np.memmap(path, dtype=np.uint64, mode="r+", shape=(cells,))
-        self._header, self._cells = whole[:HEADER_CELLS], whole[HEADER_CELLS:].reshape(slots, rows)
+        with open(path, "r+b") as file:
+            # a memoryview, since one store through it takes a third of the time of one into a NumPy array
+            self._view = memoryview(mmap.mmap(file.fileno(), cells * 8)).cast("Q")
         self._order = itertools.count(1)
 
     @classmethod
@@ -71,21 +73,21 @@ class Journal:
 
     def mark(self, slot: int, index: int, phase: Phase) -> None:
         order = next(self._order)
-        self._cells[slot, index] = order << PHASE_BITS | phase
-        self._header[0] = order
+        self._view[HEADER_CELLS + slot * self.rows + index] = order << PHASE_BITS | phase
+        self._view[0] = order
 
     def beat(self, tokens: int) -> None:
         """Says how many tokens the engine has made so far."""
-        self._header[1] = tokens
+        self._view[1] = tokens
 
     @property
     def progress(self) -> tuple[int, int]:
         """Grows while anything gets on: the number of marks, and of tokens."""
-        return int(self._header[0]), int(self._header[1])
+        return self._view[0], self._view[1]
 
     def active(self) -> list[Mark]:
         """The rows that were being worked on, newest first."""
-        cells = np.asarray(self._cells)
+        cells = np.asarray(self._view)[HEADER_CELLS:].reshape(self.slots, self.rows)
         phases = cells & ((1 << PHASE_BITS) - 1)
         found = np.argwhere(np.isin(phases, [p for p in Phase if p.is_active]))
         marks = [Mark(int(s), int(i), Phase(int(phases[s, i])), int(cells[s, i]) >> PHASE_BITS) for s, i in found]
@@ -93,8 +95,7 @@ class Journal:
 
     def clear(self) -> None:
         """Forgets everything, for the next process."""
-        self._cells[:] = 0
-        self._header[:] = 0
+        np.asarray(self._view)[:] = 0
 
 
 def suspects(marks: Sequence[Mark], max_num_seqs: int) -> list[Mark]:

@@ -24,6 +24,7 @@ from pipeline.engine.echo import EchoEngine
 from pipeline.errors import HerdError
 from pipeline.host.journal import Journal
 from pipeline.host.worker import Worker
+from pipeline.ipc import from_ipc, to_ipc
 from pipeline.model import ModelRef, localise
 
 PR_SET_PDEATHSIG = 1
@@ -36,6 +37,7 @@ class EngineJob:
     config: RunConfig
     columns: Columns
     model: ModelRef
+    run_id: str = ""
 
 
 def start_engine(job: EngineJob) -> Engine:
@@ -49,19 +51,6 @@ def start_engine(job: EngineJob) -> Engine:
     from pipeline.engine.vllm import VllmEngine
 
     return VllmEngine(job.config, job.model, localise(job.model.location, job.config.input.storage))
-
-
-def to_ipc(batch: pa.RecordBatch | pa.Table) -> bytes:
-    """Rows as an Arrow stream, without what a slice does not show."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write(batch)
-    return bytes(sink.getvalue())
-
-
-def from_ipc(data: bytes) -> pa.Table:
-    with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
-        return reader.read_all()
 
 
 def _end_with(parent: int) -> None:
@@ -98,15 +87,15 @@ def main(fd: int) -> None:
         send("died", " ".join(f"{type(death).__name__}: {death}".split())[:500])
         os._exit(1)
 
-    worker = Worker(job.config, job.columns, engine, journal, emit, on_death)
+    worker = Worker(job.config, job.columns, engine, journal, emit, on_death, run_id=job.run_id)
     send("ready", engine.info)
     entering = ThreadPoolExecutor(1, thread_name_prefix="herd-enter")
     while True:
         try:
-            ticket, slot, indices, data = connection.recv()
+            ticket, slot, indices, data, longest_first = connection.recv()
         except (EOFError, OSError):
             os._exit(0)
-        entering.submit(worker.ask, ticket, slot, indices, from_ipc(data))
+        entering.submit(worker.ask, ticket, slot, indices, from_ipc(data), longest_first=longest_first)
 
 
 if __name__ == "__main__":

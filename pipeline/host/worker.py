@@ -3,14 +3,18 @@
 Three kinds of threads meet here. A pool renders chunks of rows (templates, image fetch and decode); one thread prepares
 them for the engine (chat template, tokens, image preprocessing), in order; the engine's loop steps. A fourth hands back
 what has ended, in columns. Rows in flight are bounded over all questions, so that decoded images wait for the engine and
-not the other way round.
+not the other way round. Of identical requests one is asked; see `pipeline.host.memo`.
 """
 
 import contextlib
+import json
 import os
 import threading
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -22,11 +26,15 @@ from pipeline.engine.base import Engine
 from pipeline.engine.loop import EngineLoop, Work
 from pipeline.errors import RowError, Stage
 from pipeline.host.journal import Journal, Phase
+from pipeline.host.memo import Known, Memo
+from pipeline.host.order import asking_order
 from pipeline.output import QUARANTINED_FIELDS, answered_fields
 from pipeline.render.rows import Renderer
-from pipeline.request import Completion, Failure, Outcome, Request, canonical_sha256
+from pipeline.request import Completion, Failure, Outcome, Request
 
 CHUNK_ROWS = 16
+"""Rows with images that are rendered as one task."""
+TEXT_CHUNK_ROWS = 64
 FLUSH_S = 1.0
 """How long an ended row waits at most for others before it is handed back."""
 
@@ -36,12 +44,12 @@ Emit = Callable[[int, pa.RecordBatch], None]
 
 
 def piece_schema(config: RunConfig) -> pa.Schema:
-    """Columns of what is handed back for some rows of a question: their `index` in the shard, how they ended, and the
-    digests of what was asked (null for a row that failed before it could be)."""
+    """Columns of what is handed back for some rows of a question: their `index` in the shard, how they ended, the digests
+    of what was asked (null for a row that failed before it could be), and the run that asked it for another row."""
     failure = [f for f in QUARANTINED_FIELDS if f.name != "attempts"]
-    digests = [pa.field("request_sha256", pa.string()), pa.field("sampling_sha256", pa.string())]
+    origin = [pa.field(name, pa.string()) for name in ("request_sha256", "sampling_sha256", "cached_from")]
     answered = answered_fields(answers.answer_type(config.answer))
-    return pa.schema([pa.field("index", pa.int32()), *answered, *failure, *digests])
+    return pa.schema([pa.field("index", pa.int32()), *answered, *failure, *origin])
 
 
 def default_concurrency(columns: Columns) -> int:
@@ -80,16 +88,14 @@ class Slots:
 class _Question:
     """Some rows of one shard under way. Results come in from the stepping and the preparing thread."""
 
-    def __init__(self, ticket: int, slot: int, indices: Sequence[int]) -> None:
-        self.ticket, self.slot, self.indices = ticket, slot, indices
-        self.asked: dict[int, tuple[str, dict[str, Any]]] = {}
+    def __init__(self, ticket: int, slot: int, num_rows: int) -> None:
+        self.ticket, self.slot = ticket, slot
         self._ended: list[tuple[int, Outcome]] = []
-        self._left = len(indices)
+        self._left = num_rows
         self._lock = threading.Lock()
 
-    def end(self, index: int, result: Completion | Failure) -> bool:
+    def end(self, index: int, outcome: Outcome) -> bool:
         """Keeps a row's result; says whether it was the last."""
-        outcome = Outcome(result, *self.asked.pop(index, (None, None)))
         with self._lock:
             self._ended.append((index, outcome))
             self._left -= 1
@@ -100,6 +106,17 @@ class _Question:
         with self._lock:
             ended, self._ended = self._ended, []
             return sorted(ended, key=lambda e: e[0]), self._left == 0
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A row on its way through the engine, or waiting for another row's answer."""
+
+    question: _Question
+    index: int
+    sampling_sha256: str
+    key: str | None
+    request_sha256: str | None = None
 
 
 class Worker:
@@ -113,7 +130,12 @@ class Worker:
         journal: Journal,
         emit: Emit,
         on_death: Callable[[BaseException], None],
+        *,
+        run_id: str = "",
+        recall: Callable[[str], Known | None] = lambda key: None,
     ) -> None:
+        """`run_id` stands in the lineage of rows that share another row's answer. `recall` finds the answer to a request
+        by its key that an earlier run has been given."""
         self._columns, self._engine, self._journal, self._emit, self._on_death = (
             columns,
             engine,
@@ -121,39 +143,48 @@ class Worker:
             emit,
             on_death,
         )
+        self._run_id, self._recall = run_id, recall
         self._renderer = Renderer(config)
-        self._default_sampling_sha256 = canonical_sha256(self._renderer.default_sampling)
         self._schema = piece_schema(config)
         self._parse = answers.parser(config.answer)
         self._answer_type = answers.answer_type(config.answer)
         self._answer_is_json = answers.is_json_text(config.answer)
+        self._memo: Memo[_Asked] | None = Memo() if config.cache.in_run else None
+        self._chunk_rows = CHUNK_ROWS if columns.images or columns.may_fetch else TEXT_CHUNK_ROWS
         concurrency = config.render.concurrency or default_concurrency(columns)
         self._render_pool = ThreadPoolExecutor(concurrency, thread_name_prefix="herd-render")
         self._prepare_thread = ThreadPoolExecutor(1, thread_name_prefix="herd-prepare")
-        self._slots = Slots(max(2 * engine.info.max_num_seqs, 2 * CHUNK_ROWS))
+        self._slots = Slots(max(2 * engine.info.max_num_seqs, 2 * self._chunk_rows))
         self._questions: dict[int, _Question] = {}
         self._wake = threading.Event()
         self._flushing = threading.Lock()
+        self._spent: dict[str, float] = defaultdict(float)
+        self._counting = threading.Lock()
         self._loop = EngineLoop(engine, journal, self._died)
         threading.Thread(target=self._flush_always, name="herd-flush", daemon=True).start()
 
     def figures(self) -> dict[str, float]:
-        """The engine's window so far: its seconds, the rows answered in it, and the seconds of it spent stepping."""
-        window = self._loop.window
-        return {"window_s": round(window.seconds, 3), "rows": window.rows, "busy_s": round(window.busy_s, 3)}
+        """Of the engine's window so far: its seconds and rows, and where the time went; see `pipeline.progress`."""
+        with self._counting:
+            spent = dict(self._spent)
+        spent |= {"image_s": self._renderer.image_s, **self._loop.window.figures(), **self._engine.gauges()}
+        return {name: round(value, 4) for name, value in spent.items()}
 
-    def ask(self, ticket: int, slot: int, indices: Sequence[int], rows: pa.Table) -> None:
+    def ask(
+        self, ticket: int, slot: int, indices: Sequence[int], rows: pa.Table, *, longest_first: bool = False
+    ) -> None:
         """Takes rows of one shard; returns when all have entered. `indices` number them within the shard, and `slot` is
-        the shard's table in the journal. Called from one thread, so that rows enter in the order of the questions."""
+        the shard's table in the journal. Called from one thread, so that rows enter in the order of the questions; in
+        what order within one, is `pipeline.host.order`'s to say."""
         with self._fatal():
-            self._enter(_Question(ticket, slot, indices), rows)
+            order = asking_order(rows, self._columns, longest_first=longest_first)
+            self._enter(_Question(ticket, slot, len(indices)), [indices[i] for i in order], rows.take(order))
 
-    def _enter(self, question: _Question, rows: pa.Table) -> None:
+    def _enter(self, question: _Question, indices: Sequence[int], rows: pa.Table) -> None:
         self._questions[question.ticket] = question
-        indices = question.indices
         source = rows.select(self._columns.rendered)
-        for start in range(0, len(indices), CHUNK_ROWS):
-            chunk = indices[start : start + CHUNK_ROWS]
+        for start in range(0, len(indices), self._chunk_rows):
+            chunk = indices[start : start + self._chunk_rows]
             self._slots.take(len(chunk))
             self._loop.announce(len(chunk))
             # a table without columns has no rows to list; a prompt may well use no column at all
@@ -167,42 +198,94 @@ class Worker:
         self._prepare_thread.shutdown(wait=False, cancel_futures=True)
         self._loop.close()
 
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        with self._counting:
+            self._spent[name] += time.perf_counter() - began
+
     def _render(
         self, question: _Question, indices: Sequence[int], rows: Sequence[dict[str, Any]]
     ) -> list[Request | Failure]:
         out = []
-        for index, row in zip(indices, rows, strict=True):
-            self._journal.mark(question.slot, index, Phase.RENDER)
-            out.append(_guarded(self._renderer.render, row))
-            self._journal.mark(question.slot, index, Phase.RENDERED)
+        with self._timed("render_s"):
+            for index, row in zip(indices, rows, strict=True):
+                self._journal.mark(question.slot, index, Phase.RENDER)
+                out.append(_guarded(self._renderer.render, row))
+                self._journal.mark(question.slot, index, Phase.RENDERED)
         return out
 
     def _prepare(
         self, question: _Question, indices: Sequence[int], rendered: "Future[list[Request | Failure]]"
     ) -> None:
         with self._fatal(), contextlib.suppress(CancelledError):  # cancelled: the worker is being closed
-            self._prepare_all(question, indices, rendered.result())
+            requests = rendered.result()
+            with self._timed("prepare_s"):
+                works = [
+                    work
+                    for index, request in zip(indices, requests, strict=True)
+                    if (work := self._prepare_one(question, index, request)) is not None
+                ]
+            self._loop.submit(works, settled=len(requests))
 
-    def _prepare_all(self, question: _Question, indices: Sequence[int], requests: list[Request | Failure]) -> None:
-        works = []
-        for index, request in zip(indices, requests, strict=True):
-            if isinstance(request, Failure):
-                self._end(question, index, request)
-                continue
-            self._journal.mark(question.slot, index, Phase.PREPARE)
-            prepared = _guarded(self._engine.prepare, request)
-            self._journal.mark(question.slot, index, Phase.PREPARED)
-            if isinstance(prepared, Failure):
-                self._end(question, index, prepared)
-                continue
-            question.asked[index] = (prepared.request_sha256, request.sampling)
-            works.append(Work(question.slot, index, prepared, lambda i, result: self._end(question, i, result)))
-        self._loop.submit(works, settled=len(requests))
+    def _prepare_one(self, question: _Question, index: int, request: Request | Failure) -> Work | None:
+        """What the engine is to be asked for a row; nothing if the row has failed, or another row's answer will do."""
+        if isinstance(request, Failure):
+            self._end(question, index, Outcome(request))
+            return None
+        key = request.key if self._memo is not None and request.sampling.is_repeatable else None
+        asked = _Asked(question, index, request.sampling.sha256, key)
+        if key is not None and not self._must_ask(key, asked):
+            return None
+        self._journal.mark(question.slot, index, Phase.PREPARE)
+        prepared = _guarded(self._engine.prepare, request)
+        self._journal.mark(question.slot, index, Phase.PREPARED)
+        if isinstance(prepared, Failure):
+            self._done(asked, prepared)
+            return None
+        asked.request_sha256 = prepared.request_sha256
+        return Work(question.slot, index, prepared, lambda result: self._done(asked, result))
 
-    def _end(self, question: _Question, index: int, result: Completion | Failure) -> None:
+    def _must_ask(self, key: str, asked: _Asked) -> bool:
+        assert self._memo is not None
+        known = self._memo.claim(key, asked)
+        if known is True:
+            if (recalled := self._recall(key)) is None:
+                return True
+            for waiter in self._memo.settle(key, recalled):
+                self._share(waiter, recalled)
+            known = recalled
+        if known:
+            self._share(asked, known)
+        return False
+
+    def _done(self, asked: _Asked, result: Completion | Failure) -> None:
+        """Ends a row that was asked, and those that wait for the same answer."""
+        outcome = Outcome(result, asked.request_sha256, asked.sampling_sha256)
+        if self._memo is not None and asked.key is not None:
+            known: Known | Failure
+            if isinstance(result, Completion):
+                known = Known(result, str(asked.request_sha256), self._run_id)
+            else:
+                known = result
+            for waiter in self._memo.settle(asked.key, known):
+                self._share(waiter, known)
+        self._end(asked.question, asked.index, outcome)
+
+    def _share(self, waiter: _Asked, known: Known | Failure) -> None:
+        if isinstance(known, Failure):
+            outcome = Outcome(known, None, waiter.sampling_sha256)
+        else:
+            outcome = Outcome(known.completion, known.request_sha256, waiter.sampling_sha256, known.run_id)
+        with self._counting:
+            self._spent["rows_reused"] += 1
+        self._end(waiter.question, waiter.index, outcome)
+
+    def _end(self, question: _Question, index: int, outcome: Outcome) -> None:
         self._journal.mark(question.slot, index, Phase.IDLE)
         self._slots.give(1)
-        if question.end(index, result):
+        if question.end(index, outcome):
             self._wake.set()
 
     def _died(self, death: BaseException) -> None:
@@ -229,7 +312,9 @@ class Worker:
             for ticket, question in list(self._questions.items()):
                 ended, is_whole = question.take_ended()
                 if ended:
-                    self._emit(ticket, self._piece(question.slot, ended))
+                    with self._timed("parse_s"):
+                        piece = self._piece(question.slot, ended)
+                    self._emit(ticket, piece)
                 if is_whole:
                     del self._questions[ticket]
 
@@ -247,7 +332,8 @@ class Worker:
             "error_type": [f.error_type if f else None for _, _, _, f in parsed],
             "message": [f.message if f else None for _, _, _, f in parsed],
             "request_sha256": [o.request_sha256 for o in outcomes],
-            "sampling_sha256": [self._sampling_digest(o.sampling) for o in outcomes],
+            "sampling_sha256": [o.sampling_sha256 for o in outcomes],
+            "cached_from": [o.cached_from for o in outcomes],
         }
         return pa.record_batch([pa.array(columns[f.name], f.type) for f in self._schema], schema=self._schema)
 
@@ -267,17 +353,23 @@ class Worker:
             self._journal.mark(slot, index, Phase.PARSE)
             try:
                 value = self._parse(texts[index], outcome.result.finish_reason)
-                out.append((outcome.result, texts[index], self._to_arrow(value), None))
+                out.append((outcome.result, texts[index], self._as_column(value), None))
             except RowError as e:
                 out.append((None, None, None, Failure.of(e)))
             self._journal.mark(slot, index, Phase.IDLE)
-        return out
+        if answers.fit([value for _, _, value, _ in out], self._answer_type):
+            return out
+        return [self._checked(*row) for row in out]
 
-    def _to_arrow(self, value: Any) -> Any:
-        return answers.to_arrow_value(value, self._answer_type, as_json=self._answer_is_json)
+    def _as_column(self, value: Any) -> Any:
+        return json.dumps(value, ensure_ascii=False) if self._answer_is_json else value
 
-    def _sampling_digest(self, sampling: dict[str, Any] | None) -> str | None:
-        if sampling is None:
-            return None
-        is_default = sampling is self._renderer.default_sampling
-        return self._default_sampling_sha256 if is_default else canonical_sha256(sampling)
+    def _checked(
+        self, completion: Completion | None, text: str | None, value: Any, failure: Failure | None
+    ) -> tuple[Completion | None, str | None, Any, Failure | None]:
+        """The row as it is if the answer's column can hold it, else as a failure."""
+        try:
+            answers.to_arrow_value(value, self._answer_type)
+        except RowError as e:
+            return None, None, None, Failure.of(e)
+        return completion, text, value, failure

@@ -1,6 +1,8 @@
 """Renders rows: from the columns of one row to the request that is asked. No engine, no Ray."""
 
 import json
+import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +12,7 @@ from pipeline.render.fetch import Fetcher
 from pipeline.render.images import load_cell
 from pipeline.render.messages import read_messages
 from pipeline.render.template import Template
-from pipeline.request import Message, Request, RequestImage
+from pipeline.request import Message, Request, RequestImage, Sampling
 
 
 class Renderer:
@@ -19,8 +21,11 @@ class Renderer:
     def __init__(self, config: RunConfig) -> None:
         self._config = config
         self._limits = config.render.images
-        self.default_sampling = config.effective_sampling
+        self._default_sampling = Sampling(config.effective_sampling)
         self._fetcher = Fetcher(self._limits, config.input.storage)
+        self.image_s = 0.0
+        """Seconds spent in fetching and decoding images, summed over threads."""
+        self._counting = threading.Lock()
         prompt = config.prompt
         self._system = Template(prompt.system, "prompt.system") if prompt.system is not None else None
         self._user = Template(prompt.user, "prompt.user") if prompt.user is not None else None
@@ -47,12 +52,17 @@ class Renderer:
         return Request(tuple(turns), sampling)
 
     def _load(self, cell: Any, column: str) -> list[RequestImage]:
-        return load_cell(cell, column, self._limits, self._fetcher.fetch)
+        began = time.perf_counter()
+        try:
+            return load_cell(cell, column, self._limits, self._fetcher.fetch)
+        finally:
+            with self._counting:
+                self.image_s += time.perf_counter() - began
 
-    def _sampling_of(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def _sampling_of(self, row: Mapping[str, Any]) -> Sampling:
         column = self._config.input.sampling
         if column is None or row[column] is None:
-            return self.default_sampling
+            return self._default_sampling
         given = row[column]
         if isinstance(given, str):
             try:
@@ -66,4 +76,4 @@ class Renderer:
             check_sampling(given)
         except ValueError as e:
             raise RowError(Stage.RENDER, "bad_sampling", f"{column}: {e}") from None
-        return {**self.default_sampling, **given}
+        return Sampling({**self._default_sampling.values, **given})

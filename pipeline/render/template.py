@@ -59,6 +59,7 @@ class Template:
         try:
             names = find_undeclared_variables(_ENVIRONMENT.parse(text))
             self._template = _ENVIRONMENT.from_string(text)
+            self._template.globals = {}  # there are none, and an empty dict is copied sooner than jinja2's chain of them
         except jinja2.TemplateSyntaxError as e:
             raise ConfigError(
                 f"The template does not parse: {e.message}", where=f"{key}, line {e.lineno}", todo="It is Jinja2."

@@ -32,6 +32,7 @@ LINEAGE = {
     "engine": pa.string(),
     "attempt": pa.int32(),
     "created_at": pa.timestamp("us", tz="UTC"),
+    "cached_from": pa.string(),
 }
 
 

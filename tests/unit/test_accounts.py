@@ -76,7 +76,9 @@ def test_account_keeps_rows_in_order_with_what_was_said_of_each() -> None:
 
 def test_account_lineage_names_each_row_of_the_input() -> None:
     before = datetime.now(UTC)
-    rows = account(block([10, 14]), answered(ok(0), bad("render", "null_value")), 2, **NAMES)["lineage"].to_pylist()
+    rows = account(
+        block([10, 14]), answered(ok(0) | {"cached_from": "run-0"}, bad("render", "null_value")), 2, **NAMES
+    )["lineage"].to_pylist()
     created = [row.pop("created_at") for row in rows]
     same = {
         "run_id": "run-1",
@@ -90,8 +92,8 @@ def test_account_lineage_names_each_row_of_the_input() -> None:
         "attempt": 2,
     }
     assert rows == [
-        {**same, "row": 10, "request_sha256": "r0", "sampling_sha256": "s"},
-        {**same, "row": 14, "request_sha256": None, "sampling_sha256": None},
+        {**same, "row": 10, "request_sha256": "r0", "sampling_sha256": "s", "cached_from": "run-0"},
+        {**same, "row": 14, "request_sha256": None, "sampling_sha256": None, "cached_from": None},
     ]
     assert all(before <= at <= datetime.now(UTC) for at in created)
 

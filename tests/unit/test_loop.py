@@ -1,5 +1,6 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import pytest
 
@@ -80,7 +81,9 @@ class Harness:
             self._changed.notify_all()
 
     def works(self, *names: str, first: int = 0) -> list[Work]:
-        return [Work(self.slot, n, Prepared([1], name, None), self.done) for n, name in enumerate(names, first)]
+        return [
+            Work(self.slot, n, Prepared([1], name, None), partial(self.done, n)) for n, name in enumerate(names, first)
+        ]
 
     def wait(self, condition: Callable[[], bool]) -> None:
         with self._changed:

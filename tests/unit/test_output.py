@@ -52,6 +52,7 @@ def row(number: int, *, failed: str | None = None, shard: int = 3, attempt: int 
         "engine": f"echo {attempt}",
         "attempt": attempt,
         "created_at": NOW,
+        "cached_from": None,
     }
     common = {"id": 100 + number, "lineage": lineage, SECONDS: 1.5}
     if failed:

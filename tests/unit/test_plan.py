@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pipeline.plan import (
     RUNTIME_ENGINE_ARGS,
     SCHEMA,
+    UNEVEN,
     RowGroup,
     Shard,
     answer_settings,
@@ -43,11 +44,31 @@ def test_cut_shards_cover_each_group_exactly_in_order(
     for g in groups:
         mine = [s for s in shards if s.row_group == g.row_group]
         assert [r for s in mine for r in range(s.first_row, s.first_row + s.num_rows)] == list(range(g.num_rows))
-        assert len(mine) == num_parts(g.num_rows, g.num_bytes, max_rows=max_rows, max_bytes=max_bytes)
+        assert len(mine) >= num_parts(g.num_rows, g.num_bytes, max_rows=max_rows, max_bytes=max_bytes)
         lengths = [s.num_rows for s in mine]
         assert all(0 < n <= max_rows for n in lengths)
         assert not lengths or max(lengths) - min(lengths) <= 1
         assert sum(s.num_bytes for s in mine) <= g.num_bytes
+
+
+@given(sizes, limits)
+def test_cut_by_evenness_adds_at_most_half_as_many_shards_again(
+    given_sizes: list[tuple[int, int]], limit: tuple[int, int]
+) -> None:
+    groups = [group(n, rows, size) for n, (rows, size) in enumerate(given_sizes)]
+    max_rows, max_bytes = limit
+    shards = list(shards_of(cut(groups, max_rows=max_rows, max_bytes=max_bytes)))
+    plain = sum(num_parts(g.num_rows, g.num_bytes, max_rows=max_rows, max_bytes=max_bytes) for g in groups)
+    assert len(shards) <= 1.5 * plain + len(groups)
+    mean = sum(g.num_bytes for g in groups) / max(1, plain)
+    assert all(s.num_rows == 1 or s.num_bytes <= UNEVEN * mean * 1.01 + 1 for s in shards)
+
+
+def test_cut_group_with_rows_twenty_times_longer_gives_shards_like_the_others() -> None:
+    groups = [group(n, rows=100, size=1000 * (20 if n == 39 else 1)) for n in range(40)]
+    sizes = [s.num_bytes for s in shards_of(cut(groups, max_rows=100, max_bytes=10**6))]
+    assert sizes[:39] == [1000] * 39
+    assert len(sizes) > 45 and max(sizes) <= 3000
 
 
 @given(st.integers(1, 10**7), st.integers(0, 10**12), st.integers(1, 10**5), st.integers(1, 10**10))

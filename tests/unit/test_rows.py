@@ -30,7 +30,7 @@ def shape(request: Request) -> list[tuple[str, list[Any]]]:
 def test_renderer_text_job_asks_one_turn() -> None:
     request = rendered({"text": "hi"})
     assert shape(request) == [("user", ["hi"])]
-    assert request.sampling == {"temperature": 0.0, "max_tokens": 512}
+    assert request.sampling.values == {"temperature": 0.0, "max_tokens": 512}
 
 
 def test_renderer_order_is_system_then_images_by_column_then_user() -> None:
@@ -85,17 +85,20 @@ SAMPLING = {"uri": "x", "sampling": "settings"}
 @pytest.mark.parametrize("cell", [{"temperature": 0.5, "seed": None}, '{"temperature": 0.5, "seed": null}'])
 def test_renderer_sampling_of_the_row_overrides_the_jobs(cell: Any) -> None:
     request = rendered({"text": "a", "settings": cell}, input=SAMPLING, sampling={"seed": 1})
-    assert request.sampling == {"temperature": 0.5, "max_tokens": 512, "seed": 1}
+    assert request.sampling.values == {"temperature": 0.5, "max_tokens": 512, "seed": 1}
 
 
 def test_renderer_sampling_null_leaves_the_jobs() -> None:
-    assert rendered({"text": "a", "settings": None}, input=SAMPLING).sampling == {"temperature": 0.0, "max_tokens": 512}
+    assert rendered({"text": "a", "settings": None}, input=SAMPLING).sampling.values == {
+        "temperature": 0.0,
+        "max_tokens": 512,
+    }
 
 
 def test_renderer_sampling_of_one_row_does_not_reach_the_next() -> None:
     renderer = Renderer(job(input=SAMPLING))
     renderer.render({"text": "a", "settings": {"max_tokens": 1}})
-    assert renderer.render({"text": "a", "settings": None}).sampling["max_tokens"] == 512
+    assert renderer.render({"text": "a", "settings": None}).sampling.values["max_tokens"] == 512
 
 
 @pytest.mark.parametrize(
