@@ -9,6 +9,7 @@ Needs a connected Ray. Driven by `jobs.launch`.
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -197,7 +198,14 @@ def _dataset(run: PreparedRun, pending: pa.Table, placement: Mapping[str, Any], 
         concurrency=min(len(packed), engines + 1),
     )
     job = ActorJob(
-        EngineJob(run.config, run.columns, run.model, run.run_id),
+        EngineJob(
+            run.config,
+            run.columns,
+            run.model,
+            run.run_id,
+            engines_per_node=-(-engines // sum(1 for node in ray.nodes() if node["Alive"])),
+            omp_num_threads=os.environ.get("OMP_NUM_THREADS"),
+        ),
         run.run_id,
         run.output.uri,
         run.lease.token,

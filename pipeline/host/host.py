@@ -371,11 +371,10 @@ class _Life:
 
     def __init__(self, job: EngineJob, journal: Journal, slots: int) -> None:
         self.connection, theirs = Pipe()
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.host.process", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
-            env=env,
+            env=job.environment(),
             start_new_session=True,  # so that it can be killed with the workers that it starts
         )
         theirs.close()

@@ -38,6 +38,21 @@ class EngineJob:
     columns: Columns
     model: ModelRef
     run_id: str = ""
+    engines_per_node: int = 1
+    omp_num_threads: str | None = None
+    """`OMP_NUM_THREADS` as the user set it. Ray sets it to the CPUs that an actor reserves, which says nothing of an engine."""
+
+    def environment(self) -> dict[str, str]:
+        """The environment of the engine's process: threads for an engine on the CPU are its share of the node's cores, and
+        on an accelerator vLLM's to choose."""
+        out = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        out.pop("OMP_NUM_THREADS", None)
+        if self.omp_num_threads is not None:
+            out["OMP_NUM_THREADS"] = self.omp_num_threads
+        elif self.config.pool.accelerator is None:
+            sharing = self.engines_per_node * self.config.engine.num_gpus
+            out["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // sharing))
+        return out
 
 
 def start_engine(job: EngineJob) -> Engine:
