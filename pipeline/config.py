@@ -253,8 +253,11 @@ class ImageConfig(Section):
 
 class RenderConfig(Section):
     concurrency: int | None = Field(None, ge=1)
-    """Threads in each engine actor that fetch and decode images and fill templates. None: 16 where images may have to be
-    fetched, else half the cores and at most 8; more threads than that only take turns with the stepping thread."""
+    """Threads beside each engine that fetch and decode images and fill templates, over all its rendering processes. None:
+    16 where images may have to be fetched, else half the cores and at most 8."""
+    processes: int | None = Field(None, ge=1)
+    """Processes beside each engine that render and preprocess. None: one for an engine on the CPU; on an accelerator a
+    quarter of the engine's share of the node's cores, and at most 4."""
     images: ImageConfig = ImageConfig()
 
 

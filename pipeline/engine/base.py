@@ -1,4 +1,4 @@
-"""The seam between Herd and whatever answers: four calls, each on a known thread."""
+"""The seam between Herd and whatever answers: a preparer in rendering processes, an engine in its own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,13 +19,8 @@ class EngineInfo:
     """Effective settings and the host, for `run.json`."""
 
 
-class Engine(Protocol):
-    """One engine in this process. `prepare` is called from one preparing thread, in the order in which requests will be
-    added; `add` and `step` from one stepping thread; the two may run at the same time."""
-
-    info: EngineInfo
-    tokens: int
-    """Output tokens made since the start: what shows a watcher that the engine gets on."""
+class Preparer(Protocol):
+    """Makes a request's engine input, in a process without the engine. Called from one thread."""
 
     def prepare(self, request: Request) -> Prepared:
         """The request in the engine's own form.
@@ -33,6 +28,14 @@ class Engine(Protocol):
         Raises:
             RowError: the request can never be answered: too long, a bad sampling parameter, an image the model refuses.
         """
+
+
+class Engine(Protocol):
+    """One engine in this process; `add` and `step` are called from one stepping thread."""
+
+    info: EngineInfo
+    tokens: int
+    """Output tokens made since the start: what shows a watcher that the engine gets on."""
 
     def add(self, key: int, prepared: Prepared) -> None:
         """Admits a prepared request under a key that no unfinished request has.

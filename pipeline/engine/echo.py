@@ -28,6 +28,27 @@ from pipeline.request import Completion, Failure, Prepared, Request, request_sha
 IDLE_S = 0.002
 
 
+class EchoPreparer:
+    """Implements `pipeline.engine.base.Preparer`."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._max_model_len = config.engine.vllm_args.get("max_model_len")
+        self._shape = json.dumps(config.answer.model_dump(), sort_keys=True)
+
+    def prepare(self, request: Request) -> Prepared:
+        text = request.text
+        words = text.split()
+        if self._max_model_len is not None and len(words) >= self._max_model_len:
+            raise RowError(
+                Stage.RENDER,
+                "prompt_too_long",
+                f"the prompt has {len(words)} tokens and the context holds {self._max_model_len}",
+            )
+        ids = [zlib.crc32(w.encode()) for w in words]
+        shape = request.sampling.canonical + self._shape
+        return Prepared(ids, request_sha256(ids, request.images, shape), (text, request.sampling.values["max_tokens"]))
+
+
 class EchoEngine:
     """See the module. Implements `pipeline.engine.base.Engine`."""
 
@@ -42,26 +63,11 @@ class EchoEngine:
         self._die, self._hang, self._fail = (
             re.compile(p) if p else None for p in (echo.die_on, echo.hang_on, echo.fail_on)
         )
-        self._max_model_len = config.engine.vllm_args.get("max_model_len")
-        self._shape = json.dumps(config.answer.model_dump(), sort_keys=True)
         self._due: deque[tuple[float, int, Completion]] = deque()
         self._hung: set[int] = set()
         self.tokens = 0
         max_num_seqs = int(config.engine.vllm_args.get("max_num_seqs", 256))
         self.info = EngineInfo(f"echo {__version__}", max_num_seqs, {"max_num_seqs": max_num_seqs, "pid": os.getpid()})
-
-    def prepare(self, request: Request) -> Prepared:
-        text = request.text
-        words = text.split()
-        if self._max_model_len is not None and len(words) >= self._max_model_len:
-            raise RowError(
-                Stage.RENDER,
-                "prompt_too_long",
-                f"the prompt has {len(words)} tokens and the context holds {self._max_model_len}",
-            )
-        ids = [zlib.crc32(w.encode()) for w in words]
-        shape = request.sampling.canonical + self._shape
-        return Prepared(ids, request_sha256(ids, request.images, shape), (text, request.sampling.values["max_tokens"]))
 
     def add(self, key: int, prepared: Prepared) -> None:
         text, max_tokens = prepared.payload

@@ -5,10 +5,10 @@ on. A mark is one store into shared memory: no call, no lock, no copy, and it st
 segmentation fault.
 """
 
-import itertools
 import mmap
 import os
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -40,7 +40,7 @@ class Phase(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A row's latest mark. `order` counts all marks of the process: of two rows the newer has the larger one."""
+    """A row's latest mark. `order` is a time: of two rows the newer has the larger one."""
 
     slot: int
     index: int
@@ -59,7 +59,6 @@ class Journal:
         with open(path, "r+b") as file:
             # a memoryview, since one store through it takes a third of the time of one into a NumPy array
             self._view = memoryview(mmap.mmap(file.fileno(), cells * 8)).cast("Q")
-        self._order = itertools.count(1)
 
     @classmethod
     def create(cls, slots: int, rows: int) -> "Journal":
@@ -72,7 +71,7 @@ class Journal:
         os.unlink(self.path)
 
     def mark(self, slot: int, index: int, phase: Phase) -> None:
-        order = next(self._order)
+        order = time.monotonic_ns()  # one clock for all processes of the engine
         self._view[HEADER_CELLS + slot * self.rows + index] = order << PHASE_BITS | phase
         self._view[0] = order
 
@@ -82,7 +81,7 @@ class Journal:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Grows while anything gets on: the number of marks, and of tokens."""
+        """Changes while anything gets on: the time of the latest mark, and the number of tokens."""
         return self._view[0], self._view[1]
 
     def active(self) -> list[Mark]:

@@ -10,8 +10,10 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -19,10 +21,11 @@ import pyarrow as pa
 
 from pipeline.columns import Columns
 from pipeline.config import RunConfig
-from pipeline.engine.base import Engine
-from pipeline.engine.echo import EchoEngine
+from pipeline.engine.base import Engine, Preparer
+from pipeline.engine.echo import EchoEngine, EchoPreparer
 from pipeline.errors import HerdError
 from pipeline.host.journal import Journal
+from pipeline.host.rendering import Renderers, default_concurrency, default_processes, fork_renderers
 from pipeline.host.worker import Worker
 from pipeline.ipc import from_ipc, to_ipc
 from pipeline.model import ModelRef, localise
@@ -55,17 +58,37 @@ class EngineJob:
         return out
 
 
-def start_engine(job: EngineJob) -> Engine:
-    """The job's engine, ready.
+def start(job: EngineJob, journal: Journal) -> tuple[Engine, Renderers]:
+    """The job's engine, ready, and its rendering processes, forked before the engine had a thread or a device.
 
     Raises:
         HerdError: it cannot start, and why.
     """
-    if job.config.engine.kind == "echo":
-        return EchoEngine(job.config)
-    from pipeline.engine.vllm import VllmEngine
+    config = job.config
+    make_preparer: Callable[[], Preparer]
+    make_engine: Callable[[], Engine]
+    if config.engine.kind == "echo":
+        make_preparer, make_engine = partial(EchoPreparer, config), partial(EchoEngine, config)
+    else:
+        from pipeline.engine import vllm as adapter
 
-    return VllmEngine(job.config, job.model, localise(job.model.location, job.config.input.storage))
+        path = localise(job.model.location, config.input.storage)
+        adapter.load(config)
+        make_preparer = partial(adapter.VllmPreparer.beside_the_engine, config, path)
+        make_engine = partial(adapter.VllmEngine, config, job.model, path)
+    cores = len(os.sched_getaffinity(0))
+    processes = default_processes(config, cores, job.engines_per_node)
+    threads = config.render.concurrency or default_concurrency(job.columns, cores)
+    renderers = fork_renderers(
+        processes,
+        max(1, threads // processes),
+        config,
+        journal,
+        make_preparer,
+        lambda: lambda key: None,
+        partial(_end_with, os.getpid()),
+    )
+    return make_engine(), renderers
 
 
 def _end_with(parent: int) -> None:
@@ -89,7 +112,7 @@ def main(fd: int) -> None:
             connection.send(message)
 
     try:
-        engine = start_engine(job)
+        engine, renderers = start(job, journal)
         pa.array([None], pa.int32())  # has pyarrow import what it will want, now rather than while the engine works
     except Exception as e:  # whatever keeps an engine from starting is told to the host, which decides
         send("failed", str(e) if isinstance(e, HerdError) else f"{type(e).__name__}: {e}")
@@ -102,7 +125,7 @@ def main(fd: int) -> None:
         send("died", " ".join(f"{type(death).__name__}: {death}".split())[:500])
         os._exit(1)
 
-    worker = Worker(job.config, job.columns, engine, journal, emit, on_death, run_id=job.run_id)
+    worker = Worker(job.config, job.columns, engine, journal, emit, on_death, renderers, run_id=job.run_id)
     send("ready", engine.info)
     entering = ThreadPoolExecutor(1, thread_name_prefix="herd-enter")
     while True:

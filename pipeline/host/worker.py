@@ -1,21 +1,20 @@
 """Answers rows on one engine: renders, prepares, asks, parses. Runs in the engine's process; knows no Ray and no storage.
 
-Three kinds of threads meet here. A pool renders chunks of rows (templates, image fetch and decode); one thread prepares
-them for the engine (chat template, tokens, image preprocessing), in order; the engine's loop steps. A fourth hands back
-what has ended, in columns. Rows in flight are bounded over all questions, so that decoded images wait for the engine and
-not the other way round. Of identical requests one is asked; see `pipeline.host.memo`.
+Rows go out to the rendering processes (`pipeline.host.rendering`) in chunks and come back as engine inputs. Three threads
+meet here: one takes them back in order and hands them to the engine's loop, which steps on another, and a third hands
+back what has ended, in columns. Rows in flight are bounded over all questions, so that prepared images wait for the
+engine and not the other way round. Of identical requests one is asked; see `pipeline.host.memo`.
 """
 
 import contextlib
 import json
-import os
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
@@ -24,13 +23,13 @@ from pipeline.columns import Columns
 from pipeline.config import RunConfig
 from pipeline.engine.base import Engine
 from pipeline.engine.loop import EngineLoop, Work
-from pipeline.errors import RowError, Stage
+from pipeline.errors import RowError
 from pipeline.host.journal import Journal, Phase
 from pipeline.host.memo import Known, Memo
 from pipeline.host.order import asking_order
+from pipeline.host.rendering import Recalled, Rendered, Renderers
 from pipeline.output import QUARANTINED_FIELDS, answered_fields
-from pipeline.render.rows import Renderer
-from pipeline.request import Completion, Failure, Outcome, Request
+from pipeline.request import Completion, Failure, Outcome
 
 CHUNK_ROWS = 16
 """Rows with images that are rendered as one task."""
@@ -38,8 +37,6 @@ TEXT_CHUNK_ROWS = 64
 FLUSH_S = 1.0
 """How long an ended row waits at most for others before it is handed back."""
 
-Given = TypeVar("Given")
-Made = TypeVar("Made")
 Emit = Callable[[int, pa.RecordBatch], None]
 
 
@@ -50,21 +47,6 @@ def piece_schema(config: RunConfig) -> pa.Schema:
     origin = [pa.field(name, pa.string()) for name in ("request_sha256", "sampling_sha256", "cached_from")]
     answered = answered_fields(answers.answer_type(config.answer))
     return pa.schema([pa.field("index", pa.int32()), *answered, *failure, *origin])
-
-
-def default_concurrency(columns: Columns) -> int:
-    """Rendering threads where the job does not say; see `RenderConfig.concurrency`."""
-    return 16 if columns.may_fetch else max(1, min(8, len(os.sched_getaffinity(0)) // 2))
-
-
-def _guarded(act: Callable[[Given], Made], given: Given) -> Made | Failure:
-    """What `act` makes of one row, or how it failed: one odd row must not end the run, whatever it made our code do."""
-    try:
-        return act(given)
-    except RowError as e:
-        return Failure.of(e)
-    except Exception as e:
-        return Failure.of(RowError(Stage.RENDER, "unexpected", f"{type(e).__name__}: {e}"))
 
 
 class Slots:
@@ -130,12 +112,11 @@ class Worker:
         journal: Journal,
         emit: Emit,
         on_death: Callable[[BaseException], None],
+        renderers: Renderers,
         *,
         run_id: str = "",
-        recall: Callable[[str], Known | None] = lambda key: None,
     ) -> None:
-        """`run_id` stands in the lineage of rows that share another row's answer. `recall` finds the answer to a request
-        by its key that an earlier run has been given."""
+        """`run_id` stands in the lineage of rows that share another row's answer."""
         self._columns, self._engine, self._journal, self._emit, self._on_death = (
             columns,
             engine,
@@ -143,17 +124,14 @@ class Worker:
             emit,
             on_death,
         )
-        self._run_id, self._recall = run_id, recall
-        self._renderer = Renderer(config)
+        self._renderers, self._run_id = renderers, run_id
         self._schema = piece_schema(config)
         self._parse = answers.parser(config.answer)
         self._answer_type = answers.answer_type(config.answer)
         self._answer_is_json = answers.is_json_text(config.answer)
         self._memo: Memo[_Asked] | None = Memo() if config.cache.in_run else None
         self._chunk_rows = CHUNK_ROWS if columns.images or columns.may_fetch else TEXT_CHUNK_ROWS
-        concurrency = config.render.concurrency or default_concurrency(columns)
-        self._render_pool = ThreadPoolExecutor(concurrency, thread_name_prefix="herd-render")
-        self._prepare_thread = ThreadPoolExecutor(1, thread_name_prefix="herd-prepare")
+        self._taking_back = ThreadPoolExecutor(1, thread_name_prefix="herd-rendered")
         self._slots = Slots(max(2 * engine.info.max_num_seqs, 2 * self._chunk_rows))
         self._questions: dict[int, _Question] = {}
         self._wake = threading.Event()
@@ -161,13 +139,14 @@ class Worker:
         self._spent: dict[str, float] = defaultdict(float)
         self._counting = threading.Lock()
         self._loop = EngineLoop(engine, journal, self._died)
+        renderers.start(on_death)
         threading.Thread(target=self._flush_always, name="herd-flush", daemon=True).start()
 
     def figures(self) -> dict[str, float]:
         """Of the engine's window so far: its seconds and rows, and where the time went; see `pipeline.progress`."""
         with self._counting:
             spent = dict(self._spent)
-        spent |= {"image_s": self._renderer.image_s, **self._loop.window.figures(), **self._engine.gauges()}
+        spent |= {**self._renderers.figures(), **self._loop.window.figures(), **self._engine.gauges()}
         return {name: round(value, 4) for name, value in spent.items()}
 
     def ask(
@@ -187,15 +166,12 @@ class Worker:
             chunk = indices[start : start + self._chunk_rows]
             self._slots.take(len(chunk))
             self._loop.announce(len(chunk))
-            # a table without columns has no rows to list; a prompt may well use no column at all
-            values = source.slice(start, len(chunk)).to_pylist() if source.num_columns else [{}] * len(chunk)
-            rendered = self._render_pool.submit(self._render, question, chunk, values)
-            self._prepare_thread.submit(self._prepare, question, chunk, rendered)
+            rendered = self._renderers.submit(question.slot, chunk, source.slice(start, len(chunk)))
+            self._taking_back.submit(self._take_back, question, chunk, rendered)
 
     def close(self) -> None:
         """Stops the threads; rows under way are not waited for."""
-        self._render_pool.shutdown(wait=False, cancel_futures=True)
-        self._prepare_thread.shutdown(wait=False, cancel_futures=True)
+        self._taking_back.shutdown(wait=False, cancel_futures=True)
         self._loop.close()
 
     @contextlib.contextmanager
@@ -205,60 +181,32 @@ class Worker:
         with self._counting:
             self._spent[name] += time.perf_counter() - began
 
-    def _render(
-        self, question: _Question, indices: Sequence[int], rows: Sequence[dict[str, Any]]
-    ) -> list[Request | Failure]:
-        out = []
-        with self._timed("render_s"):
-            for index, row in zip(indices, rows, strict=True):
-                self._journal.mark(question.slot, index, Phase.RENDER)
-                out.append(_guarded(self._renderer.render, row))
-                self._journal.mark(question.slot, index, Phase.RENDERED)
-        return out
-
-    def _prepare(
-        self, question: _Question, indices: Sequence[int], rendered: "Future[list[Request | Failure]]"
-    ) -> None:
+    def _take_back(self, question: _Question, indices: Sequence[int], rendered: "Future[list[Rendered]]") -> None:
         with self._fatal(), contextlib.suppress(CancelledError):  # cancelled: the worker is being closed
-            requests = rendered.result()
-            with self._timed("prepare_s"):
-                works = [
-                    work
-                    for index, request in zip(indices, requests, strict=True)
-                    if (work := self._prepare_one(question, index, request)) is not None
-                ]
-            self._loop.submit(works, settled=len(requests))
+            rows = rendered.result()
+            works = [
+                work
+                for index, row in zip(indices, rows, strict=True)
+                if (work := self._to_ask(question, index, row)) is not None
+            ]
+            self._loop.submit(works, settled=len(rows))
 
-    def _prepare_one(self, question: _Question, index: int, request: Request | Failure) -> Work | None:
+    def _to_ask(self, question: _Question, index: int, row: Rendered) -> Work | None:
         """What the engine is to be asked for a row; nothing if the row has failed, or another row's answer will do."""
-        if isinstance(request, Failure):
-            self._end(question, index, Outcome(request))
+        if isinstance(row, Failure):
+            self._end(question, index, Outcome(row))
             return None
-        key = request.key if self._memo is not None and request.sampling.is_repeatable else None
-        asked = _Asked(question, index, request.sampling.sha256, key)
-        if key is not None and not self._must_ask(key, asked):
+        if isinstance(row, Recalled):
+            self._share(_Asked(question, index, row.sampling_sha256, None), row.known)
             return None
-        self._journal.mark(question.slot, index, Phase.PREPARE)
-        prepared = _guarded(self._engine.prepare, request)
-        self._journal.mark(question.slot, index, Phase.PREPARED)
-        if isinstance(prepared, Failure):
-            self._done(asked, prepared)
-            return None
-        asked.request_sha256 = prepared.request_sha256
-        return Work(question.slot, index, prepared, lambda result: self._done(asked, result))
-
-    def _must_ask(self, key: str, asked: _Asked) -> bool:
-        assert self._memo is not None
-        known = self._memo.claim(key, asked)
-        if known is True:
-            if (recalled := self._recall(key)) is None:
-                return True
-            for waiter in self._memo.settle(key, recalled):
-                self._share(waiter, recalled)
-            known = recalled
-        if known:
-            self._share(asked, known)
-        return False
+        asked = _Asked(question, index, row.sampling_sha256, row.key, row.prepared.request_sha256)
+        if self._memo is not None and row.key is not None:
+            known = self._memo.claim(row.key, asked)
+            if isinstance(known, Known):
+                self._share(asked, known)
+            if known is not True:
+                return None
+        return Work(question.slot, index, row.prepared, lambda result: self._done(asked, result))
 
     def _done(self, asked: _Asked, result: Completion | Failure) -> None:
         """Ends a row that was asked, and those that wait for the same answer."""
