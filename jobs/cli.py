@@ -13,7 +13,7 @@ from rich.text import Text
 from cluster.models import PROFILES, resolve_model, with_profile
 from jobs import __doc__ as _package_doc
 from jobs import inspect
-from jobs.display import print_summary, stdout_console
+from jobs.display import live_facts, print_summary, stdout_console
 from jobs.jobfile import adhoc_job, amended, load_job
 from pipeline import __version__
 from pipeline.budget import allowed_rows
@@ -270,7 +270,8 @@ def replay(
 @_store_options
 @_json_option
 def status(out: str, endpoint_url: str | None, anonymous: bool, as_json: bool) -> None:
-    """Say how far the run in folder OUT is, from its commit records.
+    """Say how far the run in folder OUT is, from its commit records, and how its latest session fares: speed, engines,
+    where time goes and what bounds it.
 
     \b
     herd status s3://bucket/labels/digits
@@ -279,7 +280,8 @@ def status(out: str, endpoint_url: str | None, anonymous: bool, as_json: bool) -
     if as_json:
         _print_json(facts)
         return
-    _print_facts(facts)
+    live = facts.pop("live")
+    _print_facts({**facts, **(live_facts(live) if live else {})})
 
 
 @cli.command()

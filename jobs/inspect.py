@@ -14,6 +14,7 @@ from pipeline.engine.vllm_names import check_names
 from pipeline.errors import ConfigError, before_the_run
 from pipeline.facts import now
 from pipeline.footers import make_plan
+from pipeline.live import read_live
 from pipeline.output import Output
 from pipeline.report import answered_rows, quarantined_rows
 from pipeline.storage import Store
@@ -55,7 +56,8 @@ def plan_facts(config: RunConfig) -> dict[str, Any]:
 
 @before_the_run()
 def status_facts(uri: str, storage: StorageConfig) -> dict[str, Any]:
-    """How far a run is, from its records."""
+    """How far a run is, from its records. `live` holds what the latest session said of itself, with `age_s`, the seconds
+    since; null where nothing of this run says anything."""
     output = open_output(uri, storage)
     record = output.read_run()
     records = output.records()
@@ -75,6 +77,7 @@ def status_facts(uri: str, storage: StorageConfig) -> dict[str, Any]:
         "seconds_since_last_commit": None if age is None else round(age, 1),
         "model": record["model"]["name"],
         "weights_digest": record["model"]["weights_digest"],
+        "live": read_live(output, str(record["run_id"])),
         "next": f"herd {'verify' if is_done else 'resume'} {OutputConfig(uri=uri, storage=storage).arguments}",
     }
 

@@ -26,6 +26,7 @@ from pipeline.host.host import EngineHost, Events
 from pipeline.host.process import EngineJob
 from pipeline.lease import Token
 from pipeline.ledger import Permit
+from pipeline.metrics import Meter
 from pipeline.output import CommitRecord, Output
 from pipeline.source import shards_in
 from pipeline.storage import Store
@@ -67,12 +68,15 @@ class EngineActor:
         )
         self._seats = threading.Semaphore(config.pool.shards_in_flight)
         self._busy = 0
+        self._write_s = 0.0
+        self._deaths = 0
         self._counting = threading.Lock()
+        self._meter = Meter(job.run_id)
         self._threads = ThreadPoolExecutor(config.pool.shards_in_flight + COMMITTING, thread_name_prefix="herd-shard")
         events = Events(
             ready=self._ready,
-            figures=lambda figures: ledger.engine_figures.remote(self._name, figures),
-            died=lambda kind, message: ledger.engine_died.remote(self._name, kind, message),
+            figures=self._tell,
+            died=self._died,
             noted=lambda message: ledger.noted.remote(f"{self._name}: {message}"),
         )
         try:
@@ -85,6 +89,15 @@ class EngineActor:
         self._name = f"{info.name} #{self._id}"
         facts = {**info.facts, "node": self._node[:12], "start_s": round(seconds, 2)}
         ray.get(self._ledger.engine_ready.remote(self._name, facts))
+
+    def _tell(self, figures: dict[str, float]) -> None:
+        self._meter.take(self._name, figures)
+        self._ledger.engine_figures.remote(self._name, figures)
+
+    def _died(self, error_type: str, message: str) -> None:
+        self._deaths += 1
+        self._meter.take(self._name, {"deaths": self._deaths})
+        self._ledger.engine_died.remote(self._name, error_type, message)
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
         loop = asyncio.get_running_loop()
@@ -113,6 +126,7 @@ class EngineActor:
         return shard
 
     def _commit(self, block: pa.Table, answered: Answered, attempt: int) -> CommitRecord:
+        began = time.perf_counter()
         job = self._job
         whole = account(
             block,
@@ -124,7 +138,11 @@ class EngineActor:
             engine=self._name,
         )
         commit = self._output.merge if job.merges else self._output.commit
-        return commit(whole, job.run_id, job.token, history=history(block, answered, attempt))
+        record = commit(whole, job.run_id, job.token, history=history(block, answered, attempt))
+        with self._counting:
+            self._write_s += time.perf_counter() - began
+            self._tell({"write_s": round(self._write_s, 4)})
+        return record
 
     def _begin(self, shard: int) -> int | None:
         """The attempt's number once the shard may be begun. On a node that is being drained nothing may: when the last

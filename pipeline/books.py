@@ -388,6 +388,7 @@ def _session_figures(progress: Progress) -> dict[str, Any]:
         "engines": progress.engines,
         "engine_deaths": progress.engine_deaths,
         "events": progress.events,
+        **progress.views(),
     }
 
 

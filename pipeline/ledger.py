@@ -93,6 +93,9 @@ class Ledger:
         self._progress.engines.setdefault(engine, {}).update(facts)
 
     def engine_figures(self, engine: str, figures: dict[str, float]) -> None:
+        """Takes an engine's latest figures, some or all of: `window_s`, `rows`, `busy_s`, `render_wait_s`, `rows_wait_s`
+        (see `pipeline.engine.loop.Window`); `render_s`, of which `image_s` for images, and `parse_s`, summed over threads;
+        `prepare_s`; `write_s`, of committing, summed over threads; `rows_reused`; what `Engine.gauges` names."""
         self._progress.engines.setdefault(engine, {}).update(figures)
 
     def run_failed(self, error: HerdError) -> None:

@@ -6,6 +6,8 @@
     commits/<shard>.json                        and last the record that makes both count
     _SUCCESS                                    when every planned shard has its record
 
+(`_lease.json` and `progress.json` come and go beside them, see `pipeline.lease` and `pipeline.live`.)
+
 Each object is put whole or not at all, and names depend on the shard alone, so writing a shard again replaces what an
 earlier attempt left. A reader who trusts only shards with a commit record never sees half a shard.
 

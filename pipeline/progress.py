@@ -3,6 +3,9 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pipeline.bottleneck import bottleneck
+from pipeline.overview import Overview
+
 
 @dataclass
 class Progress:
@@ -26,6 +29,7 @@ class Progress:
     reasons: dict[str, int] = field(default_factory=dict)
     """Quarantined rows by `stage/error_type`."""
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By engine what it told when it was ready, and its latest figures."""
     engine_deaths: int = 0
     events: list[str] = field(default_factory=list)
     failed_shards: dict[int, str] = field(default_factory=dict)
@@ -41,5 +45,30 @@ class Progress:
         rows = sum(int(e.get("rows", 0)) for e in self.engines.values())
         return rows / self.window_s if self.window_s else 0.0
 
+    @property
+    def overview(self) -> Overview:
+        """All engines at a glance, and what reading took."""
+        return Overview.of(self.engines.values(), read_s=round(self.read_s, 2))
+
+    @property
+    def bottleneck(self) -> str | None:
+        """What bounds the run and what to do; None while there is nothing to say."""
+        return bottleneck(self.engines.values())
+
+    def views(self) -> dict[str, Any]:
+        """What `engines` comes to, as plain data: `overview` over all of them, `by_engine` for each that has answered, both
+        with the keys of `Overview`; and `bottleneck`."""
+        return {
+            "overview": asdict(self.overview),
+            "by_engine": {name: asdict(Overview.of([e])) for name, e in self.engines.items() if e.get("window_s")},
+            "bottleneck": self.bottleneck,
+        }
+
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "window_s": self.window_s, "rows_per_s": round(self.rows_per_s, 1)}
+        """All of it as plain data, with `views`."""
+        return {
+            **asdict(self),
+            "window_s": self.window_s,
+            "rows_per_s": round(self.rows_per_s, 1),
+            **self.views(),
+        }

@@ -29,6 +29,7 @@ from pipeline.errors import HerdError
 from pipeline.host.process import EngineJob
 from pipeline.lease import FencedError
 from pipeline.ledger import start_ledger
+from pipeline.live import LiveFile
 from pipeline.progress import Progress
 from pipeline.report import examples_of
 from pipeline.source import ShardSource
@@ -109,10 +110,12 @@ def _answer(
     carrier = threading.Thread(target=carry, name="herd-dataset", daemon=True)
     _CutOff.asked.clear()
     carrier.start()
+    live = LiveFile(run.output, run.run_id, run.check_lease)
     progress: Progress = start
     try:
         while not ended.wait(POLL_S):
             progress = ray.get(ledger.snapshot.remote())
+            live.offer(progress)
             observe(progress)
             if run.lease.is_lost.is_set():
                 raise run.lease.fenced()
@@ -142,6 +145,7 @@ def _answer(
     finally:
         _CutOff.asked.set()
         carrier.join(CUT_S)
+        live.close(progress)
     if fault:
         error = _explained(ray.get(ledger.fault.remote()) or fault[0], run)
         give_up(run, progress, str(error))

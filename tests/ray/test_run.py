@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import yaml
 
 from tests.conftest import Herd
@@ -60,6 +63,7 @@ def test_run_that_is_finished_leaves_the_files_of_the_contract(finished: Path) -
         "commits",
         "data",
         "plan.parquet",
+        "progress.json",
         "quarantine",
         "run.json",
     ]
@@ -168,6 +172,30 @@ def test_run_that_is_finished_records_its_config_digests_and_versions(finished: 
     assert session["engine_deaths"] == 0 and len(session["engines"]) == 1
 
 
+def test_run_exports_what_its_engine_did_at_the_metrics_endpoint_of_ray(finished: Path) -> None:
+    run = json.loads((finished / "out/run.json").read_text())
+    deadline = time.monotonic() + 20
+    while not (rows := exported("ray_herd_rows_total", run["run_id"])) and time.monotonic() < deadline:
+        time.sleep(0.2)  # Ray collects metrics now and then, and when an actor ends
+    assert rows == {(engine, figures["rows"]) for engine, figures in run["sessions"][0]["engines"].items()}
+    ((_, write_s),) = exported("ray_herd_write_seconds_total", run["run_id"])
+    assert write_s > 0
+
+
+def exported(name: str, run_id: str) -> set[tuple[str, float]]:
+    """What the nodes of the cluster export for a run: engine and value of a metric."""
+    found = set()
+    for node in ray.nodes():
+        if node["Alive"]:
+            url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                lines = [line for line in answer.read().decode().splitlines() if line.startswith(name + "{")]
+            for line in (line for line in lines if f'run="{run_id}"' in line):
+                engine = line.partition('engine="')[2].partition('"')[0]
+                found.add((engine, float(line.rpartition(" ")[2])))
+    return found
+
+
 def test_run_that_is_finished_is_read_by_duckdb(finished: Path) -> None:
     with duckdb.connect() as db:
         (answered,) = db.execute(
@@ -234,6 +262,30 @@ def test_status_of_a_finished_run_counts_its_shards_and_rows(finished: Path, her
     assert found["model"] == "echo"
     assert found["next"] == f"herd verify {finished / 'out'}"
     assert "shards committed" in herd("status", finished / "out").out
+
+
+def test_status_of_a_finished_run_has_the_last_figures_of_its_session(finished: Path, herd: Herd) -> None:
+    live = json.loads(herd("status", finished / "out", "--json").out)["live"]
+    (session,) = json.loads((finished / "out/run.json").read_text())["sessions"]
+    assert (live["shards_done"], live["rows_ok"], live["rows_quarantined"]) == (NUM_SHARDS, 90, 10)
+    assert live["age_s"] >= 0
+    for key in ("overview", "by_engine", "bottleneck"):
+        assert live[key] == session[key]
+    seconds = live["overview"]["stage_seconds"]
+    assert set(seconds) == {"read", "render", "images", "prepare", "generate", "parse", "write"}
+    assert seconds["read"] > 0 and seconds["write"] > 0
+    assert list(live["by_engine"]) == list(session["engines"])
+    assert "stage seconds" in herd("status", finished / "out").out
+
+
+def test_status_of_an_output_without_figures_of_its_run_works(finished: Path, herd: Herd, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished / "out", tmp_path / "old"))
+    (out / "progress.json").write_text(json.dumps({"run_id": "another", "written_at": "2025-01-01T00:00:00+00:00"}))
+    assert json.loads(herd("status", out, "--json").out)["live"] is None
+    (out / "progress.json").unlink()
+    assert json.loads(herd("status", out, "--json").out)["live"] is None
+    assert "shards committed" in herd("status", out).out
+    assert herd("verify", out).code == 0
 
 
 def test_status_of_a_stopped_run_says_how_to_go_on(finished: Path, herd: Herd, tmp_path: Path) -> None:
