@@ -9,15 +9,14 @@ import pyarrow.compute as pc
 
 from pipeline.columns import Columns
 from pipeline.errors import Stage
+from pipeline.host.pieces import ORIGIN
 from pipeline.model import ModelRef
 from pipeline.output import LINEAGE, SECONDS
-
-LINEAGE_PIECES = frozenset({"request_sha256", "sampling_sha256", "cached_from"})
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A shard's rows in order. `pieces` has the columns of `pipeline.host.worker.piece_schema` without `index`; `tries` counts for each
+    """A shard's rows in order. `pieces` has the columns of `pipeline.host.pieces.piece_schema` without `index`; `tries` counts for each
     row how often it was asked, from 1; `history` holds the tries that ended with the engine, as `(index, try, error_type,
     message, time)`."""
 
@@ -39,7 +38,7 @@ def account(
     pieces = answered.pieces
     table = block.select(list(columns.carry))
     for name in pieces.column_names:
-        if name not in LINEAGE_PIECES:
+        if name not in ORIGIN:
             table = table.append_column(pieces.schema.field(name), pieces[name])
     is_answered = pieces["stage"].combine_chunks().is_null()
     table = table.append_column("attempts", pc.if_else(is_answered, pa.scalar(None, pa.int32()), attempts))

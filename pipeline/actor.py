@@ -13,44 +13,26 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
 
-from pipeline.accounts import Answered, account, history
+from pipeline.accounts import Answered
+from pipeline.cache import AnswerCache
+from pipeline.committer import ActorJob, Committer
 from pipeline.engine.base import EngineInfo
 from pipeline.errors import HerdError
 from pipeline.host.host import EngineHost, Events
-from pipeline.host.process import EngineJob
-from pipeline.lease import Token
 from pipeline.ledger import Permit
 from pipeline.metrics import Meter
-from pipeline.output import CommitRecord, Output
+from pipeline.output import CommitRecord
 from pipeline.source import shards_in
-from pipeline.storage import Store
 
 COMMITTING = 2
 """Shards beyond those on the engine that may be in the hands of the commit, so that the engine never waits for it."""
 ASK_AGAIN_S = 0.5
 COMMITTED = pa.schema([("shard", pa.int32())])
-
-
-@dataclass(frozen=True)
-class ActorJob:
-    """All that an engine actor needs to know of the run."""
-
-    engine: EngineJob
-    run_id: str
-    output_uri: str
-    token: Token
-    max_rows: int
-    """Rows of the largest shard."""
-    merges: bool
-    """Blocks hold only some rows of shards that are committed already, and replace these rows."""
-    tail: frozenset[int]
-    """The shards that come last: of these the longest rows are asked first."""
 
 
 class EngineActor:
@@ -63,9 +45,8 @@ class EngineActor:
         self._node, self._id = context.get_node_id(), context.get_actor_id()[:8]
         self._name = ""
         config = job.engine.config
-        self._output = Output(
-            job.output_uri, Store(job.output_uri, config.output.storage, retry_s=config.output.storage.retry_s)
-        )
+        self._committer = Committer(job)
+        self._cache = AnswerCache(config, job.engine.model) if config.cache.uri else None
         self._seats = threading.Semaphore(config.pool.shards_in_flight)
         self._busy = 0
         self._write_s = 0.0
@@ -127,18 +108,12 @@ class EngineActor:
 
     def _commit(self, block: pa.Table, answered: Answered, attempt: int) -> CommitRecord:
         began = time.perf_counter()
-        job = self._job
-        whole = account(
-            block,
-            answered,
-            attempt,
-            columns=job.engine.columns,
-            model=job.engine.model,
-            run_id=job.run_id,
-            engine=self._name,
-        )
-        commit = self._output.merge if job.merges else self._output.commit
-        record = commit(whole, job.run_id, job.token, history=history(block, answered, attempt))
+        record = self._committer.commit(block, answered, attempt, self._name)
+        if self._cache is not None:
+            try:
+                self._cache.keep(answered.pieces, self._job.run_id)
+            except HerdError as e:  # the answers stand in the output; the next run asks again
+                self._ledger.noted.remote(f"{self._name}: the answer cache took nothing: {e}")
         with self._counting:
             self._write_s += time.perf_counter() - began
             self._tell({"write_s": round(self._write_s, 4)})

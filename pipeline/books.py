@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from pipeline import plan
 from pipeline.answers import answer_type
+from pipeline.cache import space
 from pipeline.columns import Columns
 from pipeline.columns import resolve as resolve_columns
 from pipeline.config import OutputConfig, RunConfig, StorageConfig
@@ -84,6 +85,8 @@ def prepare(config: RunConfig, model: ModelRef, *, git_revision: str | None = No
         FencedError: another session writes the output.
     """
     check_names(config.engine, config.sampling)
+    if config.cache.uri is not None:
+        space(config, model)
     planned = make_plan(config)
     settings = plan.answer_settings(config, model.digests)
     mark = plan.fingerprint(settings, planned[2])
@@ -355,6 +358,8 @@ def close(run: PreparedRun, progress: Progress) -> dict[str, Any]:
         "rows_quarantined": sum(r.rows_quarantined for r in records),
         "prompt_tokens": sum(r.tokens["prompt"] for r in records),
         "output_tokens": sum(r.tokens["output"] for r in records),
+        "rows_reused": sum(r.rows_reused for r in records),
+        "rows_cached": sum(r.rows_cached for r in records),
         "quarantine_reasons": dict(sum((Counter(r.reasons) for r in records), Counter())),
     }
     store, names = run.output.store, [run.output.at("run.json"), run.output.at("_SUCCESS")]

@@ -35,11 +35,8 @@ def _waits_for_rendering(engines: Collection[Figures], fraction: float) -> str:
     if images > (rendering + preparing) / 2:
         return f"{waited} images to be fetched and decoded: raise render.concurrency"
     if preparing >= rendering - images:
-        return (
-            f"{waited} chat templates, tokens and image preprocessing: this is done beside each engine, so raise pool.max "
-            "(more engines)"
-        )
-    return f"{waited} prompt templates to be filled: raise render.concurrency, or simplify prompt.user"
+        return f"{waited} chat templates, tokens and image preprocessing: raise render.processes"
+    return f"{waited} prompt templates to be filled: raise render.processes, or simplify prompt.user"
 
 
 def _waits_for_rows(fraction: float) -> str:

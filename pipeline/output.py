@@ -101,6 +101,9 @@ class CommitRecord:
     history: list[dict[str, Any]] = field(default_factory=list)
     """Tries of rows before the one that stands: row, attempt, stage, error_type, message, at."""
     committed_at: str = ""
+    rows_reused: int = 0
+    """Rows that were given the answer to another row of the run, and, in `rows_cached`, of an earlier run."""
+    rows_cached: int = 0
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode()
@@ -150,7 +153,7 @@ class Output:
 
     def __init__(self, uri: str, store: Store) -> None:
         # local folders become absolute: tasks of a run have working directories of their own
-        self.uri, self.store = store.uri(store.path(uri)).rstrip("/"), store
+        self.uri, self.store = store.absolute(uri), store
 
     def at(self, name: str) -> str:
         return f"{self.uri}/{name}"
@@ -390,6 +393,9 @@ def _record(
     lineage = block["lineage"].combine_chunks()
     attempt = int(pc.max(lineage.field("attempt")).as_py())
     latest = pc.index(lineage.field("attempt"), attempt).as_py()
+    cached_from = lineage.field("cached_from")
+    shared = len(cached_from) - cached_from.null_count
+    reused = int(pc.sum(pc.equal(cached_from, run_id)).as_py() or 0)
     reasons = zip(bad["stage"].to_pylist(), bad["error_type"].to_pylist(), strict=True)
     return CommitRecord(
         run_id=run_id,
@@ -406,6 +412,8 @@ def _record(
         reasons=dict(Counter(f"{stage}/{error}" for stage, error in reasons)),
         history=list(history),
         committed_at=datetime.now(UTC).isoformat(),
+        rows_reused=reused,
+        rows_cached=shared - reused,
     )
 
 

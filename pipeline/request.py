@@ -105,13 +105,14 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one row ended, with the digests of what was asked (none when it failed before it could be asked), and the run
-    that asked it, where that was done for another row."""
+    """How one row ended, with the digests of what was asked (none when it failed before it could be asked), the run that
+    asked it, where that was done for another row, and the request's key, where its answer does not depend on chance."""
 
     result: Completion | Failure
     request_sha256: str | None = None
     sampling_sha256: str | None = None
     cached_from: str | None = None
+    key: str | None = None
 
 
 def request_sha256(token_ids: Sequence[int], images: Sequence[RequestImage], shape: str) -> str:

@@ -2,6 +2,8 @@
 
     ShardSource -> map_batches(EngineActor)
 
+Where runs share answers, a pass over the cache (`pipeline.recall`) goes first, and engines start for what it leaves.
+
 An engine actor commits what it has answered itself: an answer that travelled on to a write task would die with its node,
 and its shard would be asked again.
 
@@ -12,7 +14,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -21,23 +23,29 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from pipeline.actor import COMMITTING, ActorJob, EngineActor
+from pipeline.actor import COMMITTING, EngineActor
 from pipeline.books import PreparedRun, close, give_up, resume_advice
 from pipeline.budget import BudgetError, overspent
 from pipeline.bundles import bundles, in_order, tail
+from pipeline.cache import AnswerCache
+from pipeline.committer import ActorJob
+from pipeline.config import RunConfig
 from pipeline.errors import HerdError
 from pipeline.host.process import EngineJob
 from pipeline.lease import FencedError
 from pipeline.ledger import start_ledger
 from pipeline.live import LiveFile
 from pipeline.progress import Progress
+from pipeline.recall import Recaller
 from pipeline.report import examples_of
 from pipeline.source import ShardSource
+from pipeline.storage import Store
 
 POLL_S = 0.25
 CUT_S = 15.0
 """How long a run that is cut off waits at most for Ray Data to end what it has under way."""
 IO_TASK_CPUS = 0.25
+RECALLERS = 4
 
 
 class InterruptedRunError(HerdError):
@@ -81,27 +89,26 @@ def execute(
     )
     progress = start
     if pending.num_rows:
-        progress = _answer(run, pending, placement, start, observe)
+        progress = _answer(run, placement, start, observe)
     return close(run, progress)
 
 
 def _answer(
     run: PreparedRun,
-    pending: pa.Table,
     placement: Mapping[str, Any],
     start: Progress,
     observe: Callable[[Progress], None],
 ) -> Progress:
     earlier = {shard: replayed.attempts for shard, replayed in run.replayed.items()}
     ledger = start_ledger(start, run.config.limits.max_shard_attempts, earlier)
-    dataset = _dataset(run, pending, placement, ledger)
     ended = threading.Event()
     fault: list[BaseException] = []
 
     def carry() -> None:
         try:
-            for _ in dataset.iter_internal_ref_bundles():
-                pass  # a bundle says that a shard is committed, as the ledger has heard already
+            for dataset in _passes(run, placement, ledger):
+                for _ in dataset.iter_internal_ref_bundles():
+                    pass  # what comes out says that shards are committed, as the ledger has heard already
         except BaseException as e:  # handed to the waiting thread, which knows what to say of it
             fault.append(e)
         finally:
@@ -180,22 +187,66 @@ def _overspent(run: PreparedRun, why: str, progress: Progress) -> BudgetError:
     )
 
 
-def _dataset(run: PreparedRun, pending: pa.Table, placement: Mapping[str, Any], ledger: Any) -> Any:
+def _passes(run: PreparedRun, placement: Mapping[str, Any], ledger: Any) -> Iterator[Any]:
+    """The datasets that carry the run, one after the other: what the answer cache knows, then what engines are asked."""
+    _set_context()
+    config, pending = run.config, run.pending
+    if config.cache.uri is not None:
+        uri = Store(config.cache.uri, config.cache.storage).absolute(
+            config.cache.uri
+        )  # actors have folders of their own
+        config = config.model_copy(update={"cache": config.cache.model_copy(update={"uri": uri})})
+        if not run.replayed and AnswerCache(config, run.model).read_index():
+            actors = min(RECALLERS, pending.num_rows)
+            source, job = _work(run, config, pending, ledger, lanes=actors, engines=1)
+            yield source.map_batches(
+                Recaller,
+                fn_constructor_args=(job, ledger),
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=ActorPoolStrategy(min_size=1, max_size=actors),
+                num_cpus=IO_TASK_CPUS,
+            )
+            known = pa.array(sorted(run.output.committed()), pa.int32())
+            pending = pending.filter(pc.invert(pc.is_in(pending["shard"], known)))
+    if pending.num_rows:
+        pool = config.pool
+        engines = min(pool.ceiling, pending.num_rows)
+        in_hand = pool.shards_in_flight + COMMITTING
+        source, job = _work(run, config, pending, ledger, lanes=engines * in_hand, engines=engines)
+        yield source.map_batches(
+            EngineActor,
+            fn_constructor_args=(job, ledger),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(
+                min_size=min(pool.min, engines),
+                max_size=engines,
+                max_tasks_in_flight_per_actor=in_hand,
+                max_concurrent_calls_per_actor=in_hand,
+            ),
+            **placement,
+        )
+
+
+def _set_context() -> None:
     context = DataContext.get_current()
-    context.target_max_block_size = None  # one block a read task: a shard is never split or merged
+    context.target_max_block_size = None  # one block a read task: a bundle is never split or merged
     context.enable_progress_bars = False
     context.custom_execution_callback_classes = [_CutOff]
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its faults reach us as exceptions
-    pool = run.config.pool
-    rows = {shard: replayed.rows for shard, replayed in run.replayed.items()}
-    engines = min(pool.ceiling, pending.num_rows)
-    in_hand = pool.shards_in_flight + COMMITTING
+
+
+def _work(
+    run: PreparedRun, config: RunConfig, pending: pa.Table, ledger: Any, *, lanes: int, engines: int
+) -> tuple[Any, ActorJob]:
+    """A dataset that reads pending shards, for `lanes` bundles at work at a time, and what its actors need to know."""
     ordered = in_order(pending)
-    packed = bundles(ordered, engines * in_hand)
-    source = ShardSource(packed, run.schema, run.config.input.storage, ledger, rows)
+    packed = bundles(ordered, lanes)
+    rows = {shard: replayed.rows for shard, replayed in run.replayed.items()}
     dataset = ray.data.read_datasource(
-        source,
+        ShardSource(packed, run.schema, config.input.storage, ledger, rows),
         override_num_blocks=len(packed),
         num_cpus=IO_TASK_CPUS,
         # each is a process to start first; a bundle lasts an engine for longer than it takes to read
@@ -203,7 +254,7 @@ def _dataset(run: PreparedRun, pending: pa.Table, placement: Mapping[str, Any], 
     )
     job = ActorJob(
         EngineJob(
-            run.config,
+            config,
             run.columns,
             run.model,
             run.run_id,
@@ -215,21 +266,9 @@ def _dataset(run: PreparedRun, pending: pa.Table, placement: Mapping[str, Any], 
         run.lease.token,
         max_rows=int(pc.max(run.table["num_rows"]).as_py()),
         merges=bool(run.replayed),
-        tail=tail(ordered, engines * in_hand),
+        tail=tail(ordered, lanes),
     )
-    return dataset.map_batches(
-        EngineActor,
-        fn_constructor_args=(job, ledger),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(
-            min_size=min(pool.min, engines),
-            max_size=engines,
-            max_tasks_in_flight_per_actor=in_hand,
-            max_concurrent_calls_per_actor=in_hand,
-        ),
-        **placement,
-    )
+    return dataset, job
 
 
 def _explained(fault: BaseException, run: PreparedRun) -> HerdError:

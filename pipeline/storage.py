@@ -121,6 +121,10 @@ class Store:
     def stat(self, uri: str) -> FileInfo:
         return self.call(uri, lambda: self._info(self._do("info", self.path(uri))))
 
+    def absolute(self, uri: str) -> str:
+        """The address of a folder as any process may use it, without a slash at its end."""
+        return self.uri(self.path(uri)).rstrip("/")
+
     def find_one(self, uri: str) -> FileInfo | None:
         """The object at this very address; None where there is none."""
 

@@ -28,8 +28,8 @@ from pipeline.errors import EngineStartError, HerdError, Stage
 from pipeline.facts import now
 from pipeline.host.isolation import Isolation, Row
 from pipeline.host.journal import Journal, suspects
+from pipeline.host.pieces import piece_schema
 from pipeline.host.process import EngineJob
-from pipeline.host.worker import piece_schema
 from pipeline.ipc import from_ipc, to_ipc
 
 POLL_S = 0.2

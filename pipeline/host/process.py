@@ -19,13 +19,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.cache import AnswerCache
 from pipeline.columns import Columns
 from pipeline.config import RunConfig
 from pipeline.engine.base import Engine, Preparer
 from pipeline.engine.echo import EchoEngine, EchoPreparer
 from pipeline.errors import HerdError
 from pipeline.host.journal import Journal
-from pipeline.host.rendering import Renderers, default_concurrency, default_processes, fork_renderers
+from pipeline.host.rendering import Recall, Renderers, default_concurrency, default_processes, fork_renderers
 from pipeline.host.worker import Worker
 from pipeline.ipc import from_ipc, to_ipc
 from pipeline.model import ModelRef, localise
@@ -85,10 +86,19 @@ def start(job: EngineJob, journal: Journal) -> tuple[Engine, Renderers]:
         config,
         journal,
         make_preparer,
-        lambda: lambda key: None,
+        partial(_recall, job),
         partial(_end_with, os.getpid()),
     )
     return make_engine(), renderers
+
+
+def _recall(job: EngineJob) -> Recall:
+    """What finds the answers of earlier runs, if the job shares them."""
+    if job.config.cache.uri is None:
+        return lambda key: None
+    cache = AnswerCache(job.config, job.model)
+    cache.read_index()
+    return cache.recall
 
 
 def _end_with(parent: int) -> None:

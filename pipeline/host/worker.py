@@ -7,28 +7,24 @@ engine and not the other way round. Of identical requests one is asked; see `pip
 """
 
 import contextlib
-import json
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
-from pipeline import answers
 from pipeline.columns import Columns
 from pipeline.config import RunConfig
 from pipeline.engine.base import Engine
 from pipeline.engine.loop import EngineLoop, Work
-from pipeline.errors import RowError
 from pipeline.host.journal import Journal, Phase
 from pipeline.host.memo import Known, Memo
 from pipeline.host.order import asking_order
+from pipeline.host.pieces import Pieces
 from pipeline.host.rendering import Recalled, Rendered, Renderers
-from pipeline.output import QUARANTINED_FIELDS, answered_fields
 from pipeline.request import Completion, Failure, Outcome
 
 CHUNK_ROWS = 16
@@ -38,15 +34,6 @@ FLUSH_S = 1.0
 """How long an ended row waits at most for others before it is handed back."""
 
 Emit = Callable[[int, pa.RecordBatch], None]
-
-
-def piece_schema(config: RunConfig) -> pa.Schema:
-    """Columns of what is handed back for some rows of a question: their `index` in the shard, how they ended, the digests
-    of what was asked (null for a row that failed before it could be), and the run that asked it for another row."""
-    failure = [f for f in QUARANTINED_FIELDS if f.name != "attempts"]
-    origin = [pa.field(name, pa.string()) for name in ("request_sha256", "sampling_sha256", "cached_from")]
-    answered = answered_fields(answers.answer_type(config.answer))
-    return pa.schema([pa.field("index", pa.int32()), *answered, *failure, *origin])
 
 
 class Slots:
@@ -125,10 +112,7 @@ class Worker:
             on_death,
         )
         self._renderers, self._run_id = renderers, run_id
-        self._schema = piece_schema(config)
-        self._parse = answers.parser(config.answer)
-        self._answer_type = answers.answer_type(config.answer)
-        self._answer_is_json = answers.is_json_text(config.answer)
+        self._pieces = Pieces(config, engine.texts, self._mark_parsing)
         self._memo: Memo[_Asked] | None = Memo() if config.cache.in_run else None
         self._chunk_rows = CHUNK_ROWS if columns.images or columns.may_fetch else TEXT_CHUNK_ROWS
         self._taking_back = ThreadPoolExecutor(1, thread_name_prefix="herd-rendered")
@@ -210,7 +194,7 @@ class Worker:
 
     def _done(self, asked: _Asked, result: Completion | Failure) -> None:
         """Ends a row that was asked, and those that wait for the same answer."""
-        outcome = Outcome(result, asked.request_sha256, asked.sampling_sha256)
+        outcome = Outcome(result, asked.request_sha256, asked.sampling_sha256, None, asked.key)
         if self._memo is not None and asked.key is not None:
             known: Known | Failure
             if isinstance(result, Completion):
@@ -225,7 +209,7 @@ class Worker:
         if isinstance(known, Failure):
             outcome = Outcome(known, None, waiter.sampling_sha256)
         else:
-            outcome = Outcome(known.completion, known.request_sha256, waiter.sampling_sha256, known.run_id)
+            outcome = Outcome(known.completion, known.request_sha256, waiter.sampling_sha256, known.run_id, waiter.key)
         with self._counting:
             self._spent["rows_reused"] += 1
         self._end(waiter.question, waiter.index, outcome)
@@ -261,63 +245,10 @@ class Worker:
                 ended, is_whole = question.take_ended()
                 if ended:
                     with self._timed("parse_s"):
-                        piece = self._piece(question.slot, ended)
+                        piece = self._pieces.make(question.slot, ended)
                     self._emit(ticket, piece)
                 if is_whole:
                     del self._questions[ticket]
 
-    def _piece(self, slot: int, ended: Sequence[tuple[int, Outcome]]) -> pa.RecordBatch:
-        outcomes = [outcome for _, outcome in ended]
-        parsed = self._parsed(slot, ended)
-        columns: dict[str, list[Any]] = {
-            "index": [index for index, _ in ended],
-            "response": [text for _, text, _, _ in parsed],
-            "answer": [answer for _, _, answer, _ in parsed],
-            "finish_reason": [c.finish_reason if c else None for c, _, _, _ in parsed],
-            "prompt_tokens": [c.prompt_tokens if c else None for c, _, _, _ in parsed],
-            "output_tokens": [len(c.token_ids) if c else None for c, _, _, _ in parsed],
-            "stage": [str(f.stage) if f else None for _, _, _, f in parsed],
-            "error_type": [f.error_type if f else None for _, _, _, f in parsed],
-            "message": [f.message if f else None for _, _, _, f in parsed],
-            "request_sha256": [o.request_sha256 for o in outcomes],
-            "sampling_sha256": [o.sampling_sha256 for o in outcomes],
-            "cached_from": [o.cached_from for o in outcomes],
-        }
-        return pa.record_batch([pa.array(columns[f.name], f.type) for f in self._schema], schema=self._schema)
-
-    def _parsed(
-        self, slot: int, ended: Sequence[tuple[int, Outcome]]
-    ) -> list[tuple[Completion | None, str | None, Any, Failure | None]]:
-        """Completion, text, answer and failure of each row; a row has either an answer or a failure."""
-        answered = [(index, o.result) for index, o in ended if isinstance(o.result, Completion)]
-        for index, _ in answered:
-            self._journal.mark(slot, index, Phase.PARSE)
-        texts = dict(zip([i for i, _ in answered], self._engine.texts([c for _, c in answered]), strict=True))
-        out: list[tuple[Completion | None, str | None, Any, Failure | None]] = []
-        for index, outcome in ended:
-            if isinstance(outcome.result, Failure):
-                out.append((None, None, None, outcome.result))
-                continue
-            self._journal.mark(slot, index, Phase.PARSE)
-            try:
-                value = self._parse(texts[index], outcome.result.finish_reason)
-                out.append((outcome.result, texts[index], self._as_column(value), None))
-            except RowError as e:
-                out.append((None, None, None, Failure.of(e)))
-            self._journal.mark(slot, index, Phase.IDLE)
-        if answers.fit([value for _, _, value, _ in out], self._answer_type):
-            return out
-        return [self._checked(*row) for row in out]
-
-    def _as_column(self, value: Any) -> Any:
-        return json.dumps(value, ensure_ascii=False) if self._answer_is_json else value
-
-    def _checked(
-        self, completion: Completion | None, text: str | None, value: Any, failure: Failure | None
-    ) -> tuple[Completion | None, str | None, Any, Failure | None]:
-        """The row as it is if the answer's column can hold it, else as a failure."""
-        try:
-            answers.to_arrow_value(value, self._answer_type)
-        except RowError as e:
-            return None, None, None, Failure.of(e)
-        return completion, text, value, failure
+    def _mark_parsing(self, slot: int, index: int, is_active: bool) -> None:
+        self._journal.mark(slot, index, Phase.PARSE if is_active else Phase.IDLE)

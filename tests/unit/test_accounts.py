@@ -8,7 +8,7 @@ import pytest
 from pipeline.accounts import Answered, account, history
 from pipeline.columns import Columns
 from pipeline.config import StorageConfig
-from pipeline.host.worker import piece_schema
+from pipeline.host.pieces import piece_schema
 from pipeline.lease import Lease
 from pipeline.model import ModelRef
 from pipeline.output import LINEAGE, QUARANTINED_FIELDS, SECONDS, Output, answered_fields

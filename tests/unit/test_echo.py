@@ -4,7 +4,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from pipeline.engine.echo import EchoEngine, example_of
+from pipeline.engine.echo import EchoEngine, EchoPreparer, example_of
 from pipeline.errors import ConfigError, RowError, Stage
 from pipeline.render.rows import Renderer
 from pipeline.request import Completion, Failure
@@ -17,7 +17,7 @@ def ask(texts: list[str], **changes: Any) -> list[Completion]:
     config = job(**changes)
     engine, renderer = EchoEngine(config), Renderer(config)
     for key, text in enumerate(texts):
-        engine.add(key, engine.prepare(renderer.render({"text": text})))
+        engine.add(key, EchoPreparer(config).prepare(renderer.render({"text": text})))
     out: dict[int, Completion] = {}
     while engine.has_work():
         for key, result in engine.step():
@@ -117,7 +117,7 @@ def test_echo_answer_of_just_max_tokens_is_whole() -> None:
 def test_echo_fail_on_fails_the_row_and_no_other() -> None:
     config = job(engine={"kind": "echo", "echo": {"fail_on": "b[ao]d"}})
     engine, renderer = EchoEngine(config), Renderer(config)
-    prepared = [engine.prepare(renderer.render({"text": t})) for t in ("good", "so bad")]
+    prepared = [EchoPreparer(config).prepare(renderer.render({"text": t})) for t in ("good", "so bad")]
     engine.add(0, prepared[0])
     error = row_error(lambda: engine.add(1, prepared[1]))
     assert (error.stage, error.error_type) == (Stage.ENGINE, "echo_fail_on")
@@ -129,7 +129,7 @@ def test_echo_fail_on_fails_the_row_and_no_other() -> None:
 def test_echo_hang_on_never_answers() -> None:
     config = job(engine={"kind": "echo", "echo": {"hang_on": "wait"}})
     engine, renderer = EchoEngine(config), Renderer(config)
-    engine.add(0, engine.prepare(renderer.render({"text": "wait"})))
+    engine.add(0, EchoPreparer(config).prepare(renderer.render({"text": "wait"})))
     assert engine.step() == []
     assert engine.has_work()
 
@@ -140,7 +140,7 @@ def test_echo_latency_holds_an_answer_until_its_time(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("pipeline.engine.echo.time.sleep", lambda seconds: None)
     config = job(engine={"kind": "echo", "echo": {"latency_s": 5}})
     engine = EchoEngine(config)
-    engine.add(0, engine.prepare(Renderer(config).render({"text": "a"})))
+    engine.add(0, EchoPreparer(config).prepare(Renderer(config).render({"text": "a"})))
     now[0] = 104.9
     assert engine.step() == [] and engine.has_work()
     now[0] = 105.0
@@ -151,11 +151,11 @@ def test_echo_latency_holds_an_answer_until_its_time(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(("words", "fits"), [(3, True), (4, False), (5, False)])
 def test_echo_prompt_that_fills_the_context_fails_the_row(words: int, fits: bool) -> None:
     config = job(engine={"kind": "echo", "max_model_len": 4})
-    engine, request = EchoEngine(config), Renderer(config).render({"text": "a " * words})
+    preparer, request = EchoPreparer(config), Renderer(config).render({"text": "a " * words})
     if fits:
-        assert len(engine.prepare(request).prompt_token_ids) == words
+        assert len(preparer.prepare(request).prompt_token_ids) == words
         return
-    error: RowError = row_error(lambda: engine.prepare(request))
+    error: RowError = row_error(lambda: preparer.prepare(request))
     assert (error.stage, error.error_type) == (Stage.RENDER, "prompt_too_long")
     assert error.message == f"the prompt has {words} tokens and the context holds 4"
 
@@ -171,7 +171,7 @@ def test_echo_regex_answer_refused() -> None:
 def test_echo_request_digest_changes_with_what_is_asked() -> None:
     def digest(row: dict[str, Any], **changes: Any) -> str:
         config = job(**changes)
-        return EchoEngine(config).prepare(Renderer(config).render(row)).request_sha256
+        return EchoPreparer(config).prepare(Renderer(config).render(row)).request_sha256
 
     images = {"input": {"uri": "x", "images": "image"}}
     base = digest({"text": "a"})

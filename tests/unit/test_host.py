@@ -1,5 +1,6 @@
 """Engine hosts with real processes of the echo engine. Each life of an engine costs a start, so tests are few and rich."""
 
+import contextlib
 import os
 import queue
 import select
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -103,17 +105,21 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     yield begin
     for watched in started:
         watched.host.close()
+        until = time.monotonic() + WAIT_S
+        while any(is_alive(pid) for pid in watched.pids) and time.monotonic() < until:
+            time.sleep(0.01)  # a killed process takes a moment to end, and nobody but the engine itself is waited for
         assert [pid for pid in watched.pids if is_alive(pid)] == []
     assert list(tmp_path.iterdir()) == []
 
 
 def is_alive(pid: int) -> bool:
-    """Whether any process of the group is about."""
-    try:
-        os.killpg(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    """Whether any process of the group is about, other than as a name that nobody has asked after yet."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(group) == pid and state not in "ZX":
+                return True
+    return False
 
 
 def words(name: str, count: int = 40, **odd: str) -> list[str]:
