@@ -32,7 +32,7 @@ def read(file: str, group: int) -> Iterable[pa.Table]:
     yield pq.ParquetFile(file).read_row_group(group)
 
 
-class RowGroups(Datasource):
+class RowGroups(Datasource):  # type: ignore[misc]
     """A block a row group of one file."""
 
     def __init__(self, file: str) -> None:

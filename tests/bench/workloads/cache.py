@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.bench import inputs
-from tests.bench.measure import Bench, Claim, Figures
+from tests.bench.measure import Bench, Claim, Figures, Side
 from tests.bench.sides import herd
 
 
@@ -22,7 +22,7 @@ def prepare(folder: Path, quick: bool) -> Bench:
         Claim("cache/engines", f"{work}, again", "no engine started", "", ("herd", "no_engine"), ("ideal", "one"), 1.0),
         Claim("cache/total", work, "the first run", "s", ("herd", "again_s"), ("herd", "first_s"), inverse=True),
     ]
-    sides = {"herd": partial(_herd, job), "ideal": _ideal}
+    sides: dict[str, Side] = {"herd": partial(_herd, job), "ideal": _ideal}
     return Bench("cache", (__doc__ or "").strip(), sides, claims)
 
 

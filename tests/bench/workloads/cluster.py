@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.bench import inputs
-from tests.bench.measure import Bench, Claim, Figures
+from tests.bench.measure import Bench, Claim, Figures, Side
 from tests.bench.sides import herd
 
 ENGINES = 16
@@ -27,7 +27,7 @@ def prepare(folder: Path, quick: bool) -> Bench:
         Claim("cluster/commits", work, "64 in hand each, 1 s", "rows/s", ("herd", "steady_rows_per_s"), best, TARGET),
         Claim("cluster/windows", f"{work}, by windows", "the same", "rows/s", ("herd", "windows_rows_per_s"), best),
     ]
-    sides = {"herd": partial(_herd, source), "best": _best}
+    sides: dict[str, Side] = {"herd": partial(_herd, source), "best": _best}
     return Bench("cluster", " ".join((__doc__ or "").split()), sides, claims)
 
 
