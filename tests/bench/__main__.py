@@ -25,13 +25,13 @@ def say(sentence: str) -> None:
     print(sentence, flush=True)
 
 
-def run(name: str, folder: Path, rounds: int, quick: bool) -> Measured:
-    """One benchmark, in a folder that is gone afterwards."""
+def run(name: str, folder: Path, rounds: int, quick: bool, stem: Path) -> Measured:
+    """One benchmark, in a folder that is gone afterwards; its plots begin with `stem`."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         bench = importlib.import_module(f"tests.bench.workloads.{name}").prepare(Path(scratch, "rows"), quick)
         found = measured(bench, 1 if bench.appendix else rounds, Path(scratch), say)
         if bench.appendix is not None:
-            found.appendix = bench.appendix(Path(scratch, "appendix"), report.stem("performance"))
+            found.appendix = bench.appendix(Path(scratch, "appendix"), stem)
     return found
 
 
@@ -63,7 +63,7 @@ def main() -> int:
     path = report.stem("-".join(["performance", *given.names]))
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
-            found.append(run(name, Path(folder), rounds, given.quick))
+            found.append(run(name, Path(folder), rounds, given.quick, path))
             if not given.quick:
                 report.write(found, command, path)  # what is measured is kept, whatever becomes of the rest
     say("\n".join(report.table(found)))

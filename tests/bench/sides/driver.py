@@ -6,18 +6,17 @@ Prints what the command prints, then one JSON line: cpu_s, peak_mib, seconds.
 """
 
 import json
-import resource
 import sys
 import time
 
 from jobs.cli import cli
+from tests.bench.sides.memory import peak_mib
 
 
 def main() -> None:
     began = time.perf_counter()
     cli.main(sys.argv[1:], prog_name="herd", standalone_mode=False)
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    told = {"cpu_s": time.process_time(), "peak_mib": peak_mib, "seconds": time.perf_counter() - began}
+    told = {"cpu_s": time.process_time(), "peak_mib": peak_mib(), "seconds": time.perf_counter() - began}
     print(json.dumps(told))
 
 

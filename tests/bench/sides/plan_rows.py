@@ -7,7 +7,6 @@ Prints one JSON line: shards, bundles, the plan's bytes, the seconds of each ste
 
 import argparse
 import json
-import resource
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +17,7 @@ from pipeline.bundles import bundles, in_order
 from pipeline.config import StorageConfig
 from pipeline.plan import RowGroup, cut
 from pipeline.source import ShardSource
+from tests.bench.sides.memory import peak_mib
 
 ROWS_PER_GROUP = 100_000
 GROUPS_PER_FILE = 10
@@ -45,7 +45,7 @@ def main() -> None:
         began = time.perf_counter()
         made = act()
         out[f"{name}_s"] = time.perf_counter() - began
-        out[f"{name}_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        out[f"{name}_mib"] = peak_mib()
         return made
 
     step("import", lambda: None)
