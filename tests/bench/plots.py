@@ -18,7 +18,8 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
     matplotlib.rcParams["svg.hashsalt"] = "herd"  # the same figures give the same file
     from matplotlib import pyplot
 
-    return pyplot.subplots(1, columns, figsize=(width, height), squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(1, columns, figsize=(width, height), squeeze=False, layout="constrained")
+    return figure, axes
 
 
 def _saved(figure: Any, path: Path) -> Path:

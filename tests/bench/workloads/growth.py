@@ -26,7 +26,7 @@ FEW_SHARDS = 100
 TARGET = 1.5
 PLANNED_ROWS = (10_000_000, 100_000_000, 1_000_000_000)
 DRIVER_GIB = 16
-STEPS = {"cut": "cutting", "order": "ordering", "bundle": "bundling", "tasks": "read tasks"}
+STEPS = {"cut": "cutting", "order": "ordering", "bundle": "bundling", "tasks": "making read tasks"}
 
 
 @dataclass(frozen=True)
