@@ -1,4 +1,7 @@
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -9,6 +12,7 @@ from jobs.bench import (
     Axis,
     Setting,
     Trial,
+    bench,
     best,
     default_axes,
     gpus_on_a_node,
@@ -20,7 +24,10 @@ from jobs.bench import (
     with_points,
 )
 from pipeline.books import PreparedRun
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError, EngineStartError, HerdError
 from pipeline.progress import Progress
+from pipeline.run import InterruptedRunError
 
 from .helpers import job
 
@@ -114,3 +121,61 @@ def test_trial_counts_all_engines_and_their_gpus() -> None:
     trial = trial_of({"x": 1}, config, figures)
     assert (trial.gpus, trial.rows_per_s, trial.output_tokens_per_s) == (4, 10.0, 100.0)
     assert (trial.start_s, trial.busy_fraction, trial.score) == (5.0, 0.8, 2.5)
+
+
+Runs = Callable[[dict[int | None, HerdError]], None]
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """Puts runs in the place of real ones: they leave a file and end well, or with the error for their max_num_seqs."""
+
+    def put(errors: dict[int | None, HerdError]) -> None:
+        def run_job(config: RunConfig, **options: Any) -> Any:
+            Path(config.output.uri).mkdir(parents=True)
+            (Path(config.output.uri) / "run.json").write_text("{}")
+            seats = config.engine.vllm_args.get("max_num_seqs")
+            if seats in errors:
+                raise errors[seats]
+            return SimpleNamespace(figures=Progress(engines={"a": {"window_s": 1.0, "rows": seats or 1}}))
+
+        monkeypatch.setattr("jobs.bench.run_job", run_job)
+        monkeypatch.setattr("jobs.bench.connected", lambda *a, **k: contextlib.nullcontext())
+        monkeypatch.setattr("jobs.bench.ray.nodes", list)
+
+    return put
+
+
+def benched(folder: Path) -> list[Trial]:
+    config = job(output={"uri": str(folder / "out")})
+    return bench(config, 512, {"max_num_seqs": [8, 16], "max_num_batched_tokens": []})
+
+
+def test_bench_setting_that_fails_is_a_trial_with_its_reason(runs: Runs, tmp_path: Path) -> None:
+    runs({16: EngineStartError("out of memory")})
+    trials = benched(tmp_path)
+    assert [(t.setting, t.rows_per_s, t.failure) for t in trials] == [
+        ({}, 1.0, None),
+        ({"max_num_seqs": 8}, 8.0, None),
+        ({"max_num_seqs": 16}, 0.0, "out of memory"),
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("errors", "code", "said"),
+    [
+        ({None: ConfigError("no such column")}, 2, "no such column"),
+        ({n: EngineStartError("out of memory") for n in (None, 8, 16)}, 4, "No setting could run: out of memory"),
+        ({8: InterruptedRunError("Stopped")}, 130, "Stopped"),
+    ],
+    ids=["job", "all", "interrupt"],
+)
+def test_bench_that_cannot_go_on_says_why_and_leaves_nothing(
+    runs: Runs, tmp_path: Path, errors: dict[int | None, HerdError], code: int, said: str
+) -> None:
+    runs(errors)
+    with pytest.raises(HerdError, match=said) as caught:
+        benched(tmp_path)
+    assert caught.value.exit_code == code
+    assert list(tmp_path.iterdir()) == []
