@@ -100,13 +100,16 @@ def run(folder: Path, job: dict[str, Any], *settings: str) -> Run:
 
 
 def steady_rate(commits: Sequence[dict[str, Any]]) -> float:
-    """Rows/s between the first and the last tenth of the rows, by the times at which they were committed."""
+    """Rows/s by the times of commits: from when a tenth of the rows is committed and each engine has committed a shard, until
+    a tenth of the rows is left."""
     total = sum(r["rows_in"] for r in commits)
+    starting = {r["engine"] for r in commits}
     done, begin, rows, end = 0, None, 0, 0.0
     for record in commits:
         done += record["rows_in"]
+        starting.discard(record["engine"])
         if begin is None:
-            begin = float(record["at"]) if done >= total / 10 else None
+            begin = float(record["at"]) if done >= total / 10 and not starting else None
         elif done <= total * 9 / 10:
             rows += record["rows_in"]
             end = float(record["at"])
