@@ -7,7 +7,7 @@ COMPILE := $(BIN)/uv pip compile pyproject.toml --extra cpu --extra dev --overri
 	--python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url \
 	--no-annotate --custom-compile-command "make requirements"
 
-.PHONY: venv demo demo-s3 test chaos check bench requirements clean
+.PHONY: venv demo demo-s3 test chaos check bench bench-quick requirements clean
 
 venv: .venv/ready  ## set up .venv and nothing else
 
@@ -36,8 +36,11 @@ check: venv  ## what must hold of the code itself: lint, format, types, import d
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: venv  ## the engine's window against raw vLLM on the same rows; writes tests/bench/reports/
-	$(BIN)/python -m tests.bench.demo_window
+bench: venv  ## Herd against raw vLLM, Ray Data and ray.data.llm, and how cost grows; hours; writes tests/bench/reports/
+	$(BIN)/python -m tests.bench
+
+bench-quick: venv  ## the same, small and in minutes; fails where a ratio is below its floor
+	$(BIN)/python -m tests.bench --quick
 
 requirements: venv  ## compile requirements/cpu.txt anew from pyproject.toml
 	$(COMPILE) -q --upgrade -o requirements/cpu.txt

@@ -39,8 +39,16 @@ class Finished:
         return bool(self.totals["rows_quarantined"] <= allowed)
 
 
-def run_job(config: RunConfig, *, address: str | None = None, quiet: bool = False, verbose: bool = False) -> Finished:
-    """Runs a job to its end, or resumes it if its output holds an earlier part of it.
+def run_job(
+    config: RunConfig,
+    *,
+    address: str | None = None,
+    quiet: bool = False,
+    verbose: bool = False,
+    narrowed: Callable[[books.PreparedRun], books.PreparedRun] = lambda prepared: prepared,
+) -> Finished:
+    """Runs a job to its end, or resumes it if its output holds an earlier part of it. `narrowed` may take shards away from
+    the plan.
 
     Raises:
         HerdError: with the sentence for the user, and the exit code.
@@ -49,7 +57,7 @@ def run_job(config: RunConfig, *, address: str | None = None, quiet: bool = Fals
     check_names(config.engine, config.sampling)
     with before_the_run():
         prepared = books.prepare(config, resolve_model(config), git_revision=find_git_revision(os.getcwd()))
-    return _finish(prepared, address, quiet, verbose)
+    return _finish(narrowed(prepared), address, quiet, verbose)
 
 
 def resume_run(

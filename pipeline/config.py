@@ -157,6 +157,8 @@ class EchoConfig(Section):
 
     latency_s: float = Field(0.0, ge=0)
     """Seconds from a request's admission to its answer."""
+    token_s: float = Field(0.0, ge=0)
+    """Seconds that each output token adds to that."""
     die_on: str | None = None
     """Kill the engine's process."""
     hang_on: str | None = None

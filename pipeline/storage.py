@@ -310,6 +310,16 @@ class Store:
 
         self.call(uri, rid)
 
+    def remove_folder(self, uri: str) -> None:
+        """Removes a folder and all that is in it; one that is not there is no error."""
+
+        def rid() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.invalidate_cache()  # a listing that was kept would leave what is newer
+                self._do("rm", self.path(uri), recursive=True)
+
+        self.call(uri, rid)
+
     def sweep(self, uri: str) -> None:
         """Removes what interrupted puts left in a folder. Such files are hidden, and only local folders have any."""
         if self.is_local and os.path.isdir(self.path(uri)):

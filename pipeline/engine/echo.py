@@ -2,10 +2,12 @@
 
 For what a model cannot show (faults, scale, schedules) and for trying a job file on a laptop. Text jobs get the prompt's
 own words back, up to `max_tokens`; `choice` jobs one of the choices, by a hash; `json_schema` jobs the smallest document
-that the simple parts of the schema allow. Tokens are words.
+that the simple parts of the schema allow. Tokens are words. At most `max_num_seqs` requests are under way at a time; the
+others wait, as they do in an engine with a model.
 """
 
 import hashlib
+import heapq
 import json
 import math
 import os
@@ -59,11 +61,12 @@ class EchoEngine:
             )
         echo = config.engine.echo
         self._answer = config.answer
-        self._latency_s = echo.latency_s
+        self._latency_s, self._token_s = echo.latency_s, echo.token_s
         self._die, self._hang, self._fail = (
             re.compile(p) if p else None for p in (echo.die_on, echo.hang_on, echo.fail_on)
         )
-        self._due: deque[tuple[float, int, Completion]] = deque()
+        self._waiting: deque[tuple[int, Completion]] = deque()
+        self._due: list[tuple[float, int, Completion]] = []
         self._hung: set[int] = set()
         self.tokens = 0
         max_num_seqs = int(config.engine.vllm_args.get("max_num_seqs", 256))
@@ -82,25 +85,34 @@ class EchoEngine:
         kept = words[:max_tokens]
         reason = "stop" if len(kept) == len(words) else "length"
         done = Completion(" ".join(kept), range(len(kept)), reason, len(prepared.prompt_token_ids))
-        self._due.append((time.monotonic() + self._latency_s, key, done))
+        self._waiting.append((key, done))
+        self._begin(time.monotonic())
+
+    def _begin(self, now: float) -> None:
+        while self._waiting and len(self._due) < self.info.max_num_seqs:
+            key, done = self._waiting.popleft()
+            seconds = self._latency_s + self._token_s * len(done.token_ids)
+            heapq.heappush(self._due, (now + seconds, key, done))
 
     def step(self) -> list[tuple[int, Completion | Failure]]:
         now = time.monotonic()
         out: list[tuple[int, Completion | Failure]] = []
         while self._due and self._due[0][0] <= now:
-            _, key, done = self._due.popleft()
+            _, key, done = heapq.heappop(self._due)
             self.tokens += len(done.token_ids)
             out.append((key, done))
+        self._begin(now)
         if not out:
             wait = self._due[0][0] - now if self._due else IDLE_S
             time.sleep(min(wait, IDLE_S))
         return out
 
     def has_work(self) -> bool:
-        return bool(self._due or self._hung)
+        return bool(self._due or self._waiting or self._hung)
 
     def gauges(self) -> dict[str, float]:
-        return {"output_tokens": self.tokens, "running": len(self._due) + len(self._hung)}
+        running = len(self._due) + len(self._hung)
+        return {"output_tokens": self.tokens, "running": running, "waiting": len(self._waiting)}
 
     def texts(self, completions: Sequence[Completion]) -> list[str]:
         return [c.text or "" for c in completions]

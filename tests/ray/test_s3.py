@@ -18,6 +18,8 @@ import yaml
 
 from jobs.jobfile import load_job
 from jobs.launch import run_job
+from pipeline.config import StorageConfig
+from pipeline.storage import Store
 from tests.conftest import REPOSITORY, S3, S3_ENVIRONMENT, Herd, Outcome
 from tests.ray.helpers import assert_ended, png
 
@@ -265,3 +267,14 @@ def test_resume_on_s3_over_an_input_that_changed_stops_with_both_etags_and_goes_
     assert {n for n in after if after[n] != before[n]} == {"000001.json", "000002.json"}
     assert [r["id"] for r in bucket.rows("out/data")] == rows
     assert herd("verify", bucket.uri("out"), *store).code == 0
+
+
+def test_s3_folder_is_removed_with_all_below_it_and_nothing_beside(s3: S3) -> None:
+    bucket = Bucket(s3, "removed")
+    store = Store(bucket.uri("bench"), StorageConfig(endpoint_url=bucket.server.endpoint_url))
+    for name in ("bench/a/b", "bench/c", "bench.2/d"):
+        bucket.put(name, b"x")
+    for _ in range(2):
+        store.remove_folder(bucket.uri("bench"))
+        assert list(bucket.files("bench")) == []
+        assert list(bucket.files("bench.2")) == ["d"]

@@ -148,6 +148,43 @@ def test_echo_latency_holds_an_answer_until_its_time(monkeypatch: pytest.MonkeyP
     assert key == 0 and not isinstance(result, Failure)
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The engine's time, to be moved by hand."""
+    now = [100.0]
+    monkeypatch.setattr("pipeline.engine.echo.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pipeline.engine.echo.time.sleep", lambda seconds: None)
+    return now
+
+
+def begun(texts: list[str], **engine: Any) -> EchoEngine:
+    """An engine that was just asked these prompts, numbered in their order."""
+    config = job(engine={"kind": "echo", **engine})
+    echo, renderer = EchoEngine(config), Renderer(config)
+    for key, text in enumerate(texts):
+        echo.add(key, echo.prepare(renderer.render({"text": text})))
+    return echo
+
+
+def test_echo_token_s_makes_longer_answers_take_longer(clock: list[float]) -> None:
+    engine = begun(["a b c", "a"], echo={"latency_s": 1, "token_s": 2})
+    ended = []
+    for clock[0] in (102.9, 103.0, 106.9, 107.0):
+        ended.append([key for key, _ in engine.step()])
+    assert ended == [[], [1], [], [0]]
+
+
+def test_echo_requests_beyond_max_num_seqs_wait_for_a_seat(clock: list[float]) -> None:
+    engine = begun(["a"] * 3, max_num_seqs=2, echo={"latency_s": 5})
+    assert (engine.gauges()["running"], engine.gauges()["waiting"]) == (2, 1)
+    clock[0] = 105.0
+    assert [key for key, _ in engine.step()] == [0, 1]
+    clock[0] = 109.9
+    assert engine.step() == [] and engine.has_work()
+    clock[0] = 110.0
+    assert [key for key, _ in engine.step()] == [2] and not engine.has_work()
+
+
 @pytest.mark.parametrize(("words", "fits"), [(3, True), (4, False), (5, False)])
 def test_echo_prompt_that_fills_the_context_fails_the_row(words: int, fits: bool) -> None:
     config = job(engine={"kind": "echo", "max_model_len": 4})

@@ -42,6 +42,13 @@ def test_put_makes_folders_and_tells_what_it_wrote(store: Store, tmp_path: Path)
     assert os.listdir(tmp_path / "a") == ["b.json"]
 
 
+def test_remove_folder_takes_all_that_is_below_it_and_nothing_beside(store: Store, tmp_path: Path) -> None:
+    fill(tmp_path, "a/b/c", "a/d", "ab/e")
+    for _ in range(2):
+        store.remove_folder(str(tmp_path / "a"))
+        assert os.listdir(tmp_path) == ["ab"]
+
+
 def test_put_replaces_what_stood_there(store: Store, tmp_path: Path) -> None:
     uri = str(tmp_path / "a")
     store.put(uri, b"old content")
