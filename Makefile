@@ -14,7 +14,7 @@ venv: .venv/ready  ## set up .venv and nothing else
 .venv/ready: requirements/cpu.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
-	$(BIN)/uv pip install -q --no-deps --require-hashes -r requirements/cpu.txt
+	$(BIN)/uv pip install -q --compile-bytecode --no-deps --require-hashes -r requirements/cpu.txt
 	$(BIN)/uv pip install -q --no-deps --no-build-isolation -e .
 	touch .venv/ready
 

@@ -47,15 +47,17 @@ class EngineJob:
     """`OMP_NUM_THREADS` as the user set it. Ray sets it to the CPUs that an actor reserves, which says nothing of an engine."""
 
     def environment(self) -> dict[str, str]:
-        """The environment of the engine's process: threads for an engine on the CPU are its share of the node's cores, and
-        on an accelerator vLLM's to choose."""
+        """The environment of the engine's process. Threads for an engine on the CPU are its share of the node's cores, less
+        one for image preprocessing where there are images: threads that step together wait for the one that is held up.
+        On an accelerator they are vLLM's to choose."""
         out = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         out.pop("OMP_NUM_THREADS", None)
         if self.omp_num_threads is not None:
             out["OMP_NUM_THREADS"] = self.omp_num_threads
         elif self.config.pool.accelerator is None:
             sharing = self.engines_per_node * self.config.engine.num_gpus
-            out["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // sharing))
+            has_images = bool(self.columns.images) or self.columns.messages is not None
+            out["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // sharing - has_images))
         return out
 
 
@@ -137,6 +139,12 @@ def main(fd: int) -> None:
 
     worker = Worker(job.config, job.columns, engine, journal, emit, on_death, renderers, run_id=job.run_id)
     send("ready", engine.info)
+    threading.Thread(target=_receive, args=(connection, worker), name="herd-receive", daemon=True).start()
+    worker.run()
+
+
+def _receive(connection: Connection, worker: Worker) -> None:
+    """Takes questions until the host is gone, and this process with it."""
     entering = ThreadPoolExecutor(1, thread_name_prefix="herd-enter")
     while True:
         try:

@@ -29,7 +29,8 @@ from pipeline.request import Completion, Failure, Outcome
 
 CHUNK_ROWS = 16
 """Rows with images that are rendered as one task."""
-TEXT_CHUNK_ROWS = 64
+TEXT_CHUNK_ROWS = 512
+"""Rows of text alone: in bursts, since on a machine without a spare core the stepping thread waits for each of them."""
 FLUSH_S = 1.0
 """How long an ended row waits at most for others before it is handed back."""
 
@@ -125,6 +126,10 @@ class Worker:
         self._loop = EngineLoop(engine, journal, self._died)
         renderers.start(on_death)
         threading.Thread(target=self._flush_always, name="herd-flush", daemon=True).start()
+
+    def run(self) -> None:
+        """Steps the engine until the worker is closed or the engine dies; see `EngineLoop.run`."""
+        self._loop.run()
 
     def figures(self) -> dict[str, float]:
         """Of the engine's window so far: its seconds and rows, and where the time went; see `pipeline.progress`."""

@@ -63,14 +63,18 @@ def test_row_that_has_ended_can_begin_again(journal: Journal) -> None:
     assert rows(journal) == [(0, 5, Phase.RENDER)]
 
 
-def test_progress_counts_marks_and_tokens(journal: Journal) -> None:
-    journal.mark(0, 0, Phase.RENDER)
-    journal.mark(0, 0, Phase.RENDERED)
-    assert journal.progress == (2, 0)
-    journal.beat(7)
-    assert journal.progress == (2, 7)
-    journal.beat(9)
-    assert journal.progress == (2, 9)
+def test_progress_changes_with_each_mark_and_with_tokens(journal: Journal) -> None:
+    seen = []
+    for act in (
+        lambda: journal.mark(0, 0, Phase.RENDER),
+        lambda: journal.mark(0, 0, Phase.RENDERED),
+        lambda: journal.beat(7),
+        lambda: journal.beat(9),
+    ):
+        act()
+        seen.append(journal.progress)
+    assert len(set(seen)) == 4
+    assert [tokens for _, tokens in seen] == [0, 0, 7, 9]
 
 
 def test_clear_forgets_everything(journal: Journal) -> None:

@@ -69,6 +69,7 @@ class Harness:
         self.deaths: list[BaseException] = []
         self._changed = threading.Condition()
         self.loop = EngineLoop(engine, self.journal, self._on_death)
+        threading.Thread(target=self.loop.run, daemon=True).start()
 
     def _on_death(self, death: BaseException) -> None:
         with self._changed:
