@@ -162,7 +162,7 @@ def begun(texts: list[str], **engine: Any) -> EchoEngine:
     config = job(engine={"kind": "echo", **engine})
     echo, renderer = EchoEngine(config), Renderer(config)
     for key, text in enumerate(texts):
-        echo.add(key, echo.prepare(renderer.render({"text": text})))
+        echo.add(key, EchoPreparer(config).prepare(renderer.render({"text": text})))
     return echo
 
 

@@ -69,7 +69,8 @@ class Harness:
         self.deaths: list[BaseException] = []
         self._changed = threading.Condition()
         self.loop = EngineLoop(engine, self.journal, self._on_death)
-        threading.Thread(target=self.loop.run, daemon=True).start()
+        self.thread = threading.Thread(target=self.loop.run, name="stepping", daemon=True)
+        self.thread.start()
 
     def _on_death(self, death: BaseException) -> None:
         with self._changed:
@@ -139,7 +140,7 @@ def test_loop_touches_the_engine_from_one_thread_only(harness: Harness) -> None:
     harness.loop.submit(harness.works("a", "b", "c", "d"), settled=4)
     harness.wait(lambda: len(harness.results) == 4)
     harness.loop.close()
-    assert harness.engine.threads == {"herd-step"}
+    assert harness.engine.threads == {"stepping"}
 
 
 def test_loop_refused_request_fails_its_row_only(harness: Harness) -> None:
@@ -232,7 +233,7 @@ def test_loop_keeps_no_more_than_twice_the_window_in_the_engine(start: Start) ->
 
 def test_loop_close_ends_the_thread_with_or_without_work(harness: Harness) -> None:
     harness.loop.close()
-    assert not harness.loop._thread.is_alive()
+    assert not harness.thread.is_alive()
     assert harness.deaths == []
 
 
