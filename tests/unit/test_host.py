@@ -194,6 +194,17 @@ def test_host_finds_each_row_that_kills_and_answers_all_others(start: Start) -> 
     assert [pid for pid in watched.pids[:-1] if is_alive(pid)] == []
 
 
+def test_host_replaces_an_engine_whose_rendering_process_is_killed(start: Start) -> None:
+    watched = start(engine={"kind": "echo"})
+    assert said(watched.answer(["a"])[0]) == ["a"]
+    (pid,) = watched.pids
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    os.kill(int(child), signal.SIGKILL)
+    assert said(watched.answer(words("b"))[0]) == words("b")
+    ((error_type, message),) = watched.deaths
+    assert error_type == "engine_death" and "a rendering process ended with SIGKILL" in message
+
+
 def test_host_has_a_row_that_hangs_quarantined_after_two_stalls(start: Start) -> None:
     watched = start(limits={"stall_s": 2.0}, engine={"kind": "echo", "echo": {"hang_on": "ENDLESS"}})
     watched.answer(words("warm up", 1))
