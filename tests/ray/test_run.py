@@ -138,6 +138,8 @@ def test_run_that_is_finished_records_its_shards_and_totals(finished: Path) -> N
             "reasons",
             "history",
             "committed_at",
+            "rows_reused",
+            "rows_cached",
         }
         assert record["rows_in"] == record["rows_ok"] + record["rows_quarantined"]
         assert record["tokens"] == {"prompt": 3 * record["rows_ok"], "output": 3 * record["rows_ok"]}
@@ -153,6 +155,8 @@ def test_run_that_is_finished_records_its_shards_and_totals(finished: Path) -> N
         "rows_in": NUM_ROWS,
         "rows_ok": 90,
         "rows_quarantined": 10,
+        "rows_reused": 0,
+        "rows_cached": 0,
         "prompt_tokens": 270,
         "output_tokens": 270,
         "quarantine_reasons": {"engine/echo_fail_on": 10},

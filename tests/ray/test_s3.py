@@ -144,7 +144,7 @@ def test_run_on_s3_records_the_etags_of_the_store(finished_s3: Bucket) -> None:
 
 def test_run_on_s3_leaves_credentials_in_none_of_its_files(finished_s3: Bucket) -> None:
     files = finished_s3.files("out")
-    assert len(files) == 12
+    assert len(files) == 13
     for name, content in files.items():
         for secret in SECRETS:
             assert secret.encode() not in content, name
