@@ -2,12 +2,14 @@
 below are a change's doing, and not the machine's."""
 
 FLOORS = {
-    "text/raw": 0.65,
-    "choice/raw": 0.7,
-    "echo/window-row": 0.4,
+    "text/raw": 0.7,
+    "choice/raw": 0.95,
+    "echo/window-row": 0.2,
     "echo/session-row": 0.1,
+    "echo/window-batch": 0.16,
+    "echo/session-batch": 0.08,
     "cluster/commits": 0.72,
-    "straggler/length": 1.5,
+    "straggler/length": 1.4,
     "cache/engines": 1.0,
 }
 QUICK = ("text", "choice", "echo", "cluster", "straggler", "cache")

@@ -21,7 +21,10 @@ def told(module: str, *arguments: object) -> dict[str, Any]:
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if ended.returncode:
         raise SideError(last_words(ended.stderr) or f"it ended with {ended.returncode}")
-    return dict(json.loads(ended.stdout.strip().splitlines()[-1]))
+    documents = [line for line in ended.stdout.splitlines() if line.startswith("{")]  # libraries have their say too
+    if not documents:
+        raise SideError("it ended without a word")
+    return dict(json.loads(documents[-1]))
 
 
 def last_words(text: str) -> str:

@@ -59,7 +59,7 @@ def main() -> None:
     arguments.add_argument("file")
     arguments.add_argument("output")
     given = arguments.parse_args()
-    ray.init(include_dashboard=False, log_to_driver=False)
+    ray.init("local", include_dashboard=False, log_to_driver=False)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = None

@@ -51,7 +51,9 @@ def main() -> None:
     from PIL import Image
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    ray.init(num_cpus=CPUS, runtime_env={"env_vars": ENVIRONMENT}, log_to_driver=False, include_dashboard=False)
+    ray.init(
+        "local", num_cpus=CPUS, runtime_env={"env_vars": ENVIRONMENT}, log_to_driver=False, include_dashboard=False
+    )
     column, max_tokens = given.image_column, given.max_tokens
     template = image_prompt() if column else ""
 

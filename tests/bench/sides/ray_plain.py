@@ -24,7 +24,7 @@ def main() -> None:
     def same(thing: Any) -> Any:
         return thing
 
-    ray.init(include_dashboard=False, log_to_driver=False)
+    ray.init("local", include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     started = time.perf_counter()
     data = ray.data.read_parquet(given.input)
