@@ -75,13 +75,20 @@ class AnswerCache:
         self._places = np.empty((0, 2), np.int32)
         self._at_hand: OrderedDict[int, list[tuple[Any, ...]]] = OrderedDict()
 
+    def is_empty(self) -> bool:
+        """Whether nobody has kept anything yet, from one listing. Raises as `read_index`."""
+        return not self._listed()
+
+    def _listed(self) -> list[str]:
+        return [f.uri for f in self._store.list_folder(self._folder) if f.uri.endswith(".parquet")]
+
     def read_index(self) -> int:
         """Reads the keys of all segments; returns how many answers there are.
 
         Raises:
             StorageError: the folder is out of reach.
         """
-        listed = [f.uri for f in self._store.list_folder(self._folder) if f.uri.endswith(".parquet")]
+        listed = self._listed()
         with ThreadPoolExecutor(CONCURRENCY) as pool:
             read = list(pool.map(self._keys, listed))
         found = [(uri, keys) for uri, keys in zip(listed, read, strict=True) if len(keys)]

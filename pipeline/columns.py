@@ -135,6 +135,10 @@ def is_string(kind: pa.DataType) -> bool:
     return bool(pt.is_string(kind) or pt.is_large_string(kind))
 
 
+def is_bytes(kind: pa.DataType) -> bool:
+    return bool(pt.is_binary(kind) or pt.is_large_binary(kind))
+
+
 def is_list(kind: pa.DataType) -> bool:
     return bool(pt.is_list(kind) or pt.is_large_list(kind) or pt.is_fixed_size_list(kind))
 
@@ -150,7 +154,7 @@ def is_image_type(kind: pa.DataType) -> bool:
         kind = kind.value_type
     if pt.is_struct(kind):
         return bool({kind.field(i).name for i in range(kind.num_fields)} & {"bytes", "path"})
-    return is_string(kind) or bool(pt.is_binary(kind) or pt.is_large_binary(kind))
+    return is_string(kind) or is_bytes(kind)
 
 
 assert ROW_VARIABLE not in OUTPUT_COLUMNS

@@ -19,7 +19,7 @@ from pipeline.cache import AnswerCache
 from pipeline.committer import ActorJob, Committer
 from pipeline.errors import HerdError
 from pipeline.host.pieces import Pieces
-from pipeline.host.rendering import default_concurrency, guarded
+from pipeline.host.rendering import as_rows, default_concurrency, guarded
 from pipeline.render.rows import Renderer
 from pipeline.request import Failure, Outcome
 from pipeline.source import shards_in
@@ -56,8 +56,7 @@ class Recaller:
     def _carry(self, block: pa.Table) -> bool:
         """Commits a shard if every row of it is known, or cannot be asked; says whether it did."""
         began = time.perf_counter()
-        source = block.select(self._columns.rendered)
-        rows = source.to_pylist() if source.num_columns else [{}] * block.num_rows
+        rows = as_rows(block.select(self._columns.rendered), block.num_rows)
         outcomes: list[Outcome] = []
         for some in (rows[:FIRST_ROWS], rows[FIRST_ROWS:]):
             for outcome in self._pool.map(self._outcome, some):

@@ -196,7 +196,7 @@ def _passes(run: PreparedRun, placement: Mapping[str, Any], ledger: Any) -> Iter
             config.cache.uri
         )  # actors have folders of their own
         config = config.model_copy(update={"cache": config.cache.model_copy(update={"uri": uri})})
-        if not run.replayed and AnswerCache(config, run.model).read_index():
+        if not run.replayed and not AnswerCache(config, run.model).is_empty():
             actors = min(RECALLERS, pending.num_rows)
             source, job = _work(run, config, pending, ledger, lanes=actors, engines=1)
             yield source.map_batches(

@@ -31,11 +31,12 @@ from pipeline.host.journal import Journal, suspects
 from pipeline.host.pieces import piece_schema
 from pipeline.host.process import EngineJob
 from pipeline.ipc import from_ipc, to_ipc
+from pipeline.metrics import METRICS
 
 POLL_S = 0.2
 IDLE_POLL_S = 2.0
 MAX_BACKOFF_S = 30.0
-GAUGES = frozenset({"running", "waiting", "kv_use"})
+GAUGES = frozenset(metric.figure for metric in METRICS if metric.is_gauge)
 """Figures that tell of a moment; all others are sums."""
 IDLE_DEATH_S = 1.0
 """How long the death of an engine that had nothing in hand is kept quiet: Ray ends an actor's children before the actor."""
@@ -141,11 +142,9 @@ class EngineHost:
 
     def figures(self) -> dict[str, float]:
         """The engine's figures, see `Worker.figures`, over all its lives; what it has in hand now, of this one."""
-        both = {name: self._earlier.get(name, 0.0) for name in self._earlier.keys() - GAUGES} | self._life
-        return {
-            n: round(v + (0.0 if n in GAUGES or n not in self._life else self._earlier.get(n, 0.0)), 4)
-            for n, v in both.items()
-        }
+        earlier = {name: value for name, value in self._earlier.items() if name not in GAUGES}
+        names = earlier.keys() | self._life.keys()
+        return {name: round(earlier.get(name, 0.0) + self._life.get(name, 0.0), 4) for name in names}
 
     def _ring(self) -> None:
         with contextlib.suppress(BlockingIOError):

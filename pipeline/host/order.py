@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
-from pipeline.columns import Columns
+from pipeline.columns import Columns, is_bytes, is_string
 
 
 def asking_order(rows: pa.Table, columns: Columns, *, longest_first: bool) -> list[int]:
@@ -41,8 +41,4 @@ def _comparable(column: pa.Array) -> list[pa.Array]:
         return [key for i in range(kind.num_fields) for key in _comparable(pc.struct_field(column, i))]
     if pt.is_dictionary(kind):
         return _comparable(column.dictionary_decode())
-    return [column] if pt.is_string(kind) or pt.is_large_string(kind) or is_bytes(kind) else []
-
-
-def is_bytes(kind: pa.DataType) -> bool:
-    return bool(pt.is_binary(kind) or pt.is_large_binary(kind))
+    return [column] if is_string(kind) or is_bytes(kind) else []

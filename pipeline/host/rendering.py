@@ -87,6 +87,11 @@ def guarded(act: Callable[[Given], Made], given: Given) -> Made | Failure:
         return Failure.of(RowError(Stage.RENDER, "unexpected", f"{type(e).__name__}: {e}"))
 
 
+def as_rows(table: pa.Table, num_rows: int) -> list[dict[str, Any]]:
+    """A table's rows. One without columns has none to list, and a prompt may well use no column at all."""
+    return table.to_pylist() if table.num_columns else [{}] * num_rows
+
+
 class _Rendering:
     """The work of one rendering process."""
 
@@ -127,9 +132,7 @@ class _Rendering:
 
     def _render(self, slot: int, indices: Sequence[int], data: bytes) -> tuple[list[Request | Failure], float]:
         began = time.perf_counter()
-        table = from_ipc(data)
-        # a table without columns has no rows to list; a prompt may well use no column at all
-        rows = table.to_pylist() if table.num_columns else [{}] * len(indices)
+        rows = as_rows(from_ipc(data), len(indices))
         out = []
         for index, row in zip(indices, rows, strict=True):
             self._journal.mark(slot, index, Phase.RENDER)
