@@ -1,0 +1,103 @@
+"""Commands that look at runs and models: `status`, `verify`, `show`, `models`."""
+
+import sys
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from cluster.models import PROFILES
+from jobs import inspect
+from jobs.commands.options import json_option, storage, store_options
+from jobs.commands.printing import print_facts, print_json
+from jobs.display import live_facts, stdout_console
+
+
+@click.command()
+@click.argument("out")
+@store_options
+@json_option
+def status(out: str, endpoint_url: str | None, anonymous: bool, as_json: bool) -> None:
+    """Say how far the run in folder OUT is, from its commit records, and how its latest session fares: speed, engines,
+    where time goes and what bounds it.
+
+    \b
+    herd status s3://bucket/labels/digits
+    """
+    facts = inspect.status_facts(out, storage(endpoint_url, anonymous))
+    if as_json:
+        print_json(facts)
+        return
+    live = facts.pop("live")
+    print_facts({**facts, **(live_facts(live) if live else {})})
+
+
+@click.command()
+@click.argument("out")
+@store_options
+@json_option
+def verify(out: str, endpoint_url: str | None, anonymous: bool, as_json: bool) -> None:
+    """Prove from the files alone that every planned row stands exactly once in data or quarantine.
+
+    Exits with 0 if the run is complete, else with 4.
+
+    \b
+    herd verify s3://bucket/labels/digits
+    """
+    verdict = inspect.verdict(out, storage(endpoint_url, anonymous))
+    if as_json:
+        print_json(verdict.to_json())
+    else:
+        print_facts(verdict.to_json())
+        click.echo("complete" if verdict.is_complete else "NOT complete")
+    sys.exit(0 if verdict.is_complete else 4)
+
+
+@click.command()
+@click.argument("out")
+@click.option("-n", "--rows", type=click.IntRange(min=1), default=10, show_default=True, help="Rows to show.")
+@click.option("--quarantine", is_flag=True, help="Show quarantined rows and why.")
+@click.option("--stage", help="With --quarantine: only this stage.")
+@store_options
+@json_option
+def show(
+    out: str, rows: int, quarantine: bool, stage: str | None, endpoint_url: str | None, anonymous: bool, as_json: bool
+) -> None:
+    """Show answers, or quarantined rows, of the run in folder OUT.
+
+    \b
+    herd show ./out/digits -n 3
+    herd show ./out/digits --quarantine
+    """
+    found = inspect.rows(out, storage(endpoint_url, anonymous), rows, quarantine=quarantine, stage=stage)
+    if as_json:
+        print_json(found)
+        return
+    if not found:
+        click.echo("no quarantined rows" if quarantine else "no answered rows yet")
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    names = [n for n in found[0] if n != "lineage"]
+    for name in [*names, "from"]:
+        table.add_column(name, overflow="fold")
+    for row in found:
+        origin = row["lineage"]
+        where = f"{str(origin['input_uri']).rsplit('/', 1)[-1]}:{origin['row_group']}:{origin['row']}"
+        table.add_row(*(Text(str(row[n])[:200]) for n in names), Text(where))
+    stdout_console().print(table, highlight=False)
+
+
+@click.command()
+@json_option
+def models(as_json: bool) -> None:
+    """List the models that Herd knows by name. Any other model that vLLM runs goes by hub id or path."""
+    if as_json:
+        print_json([inspect.profile_facts(p) for p in PROFILES.values()])
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("profile", "model", "params", "experts", "context", "placement"):
+        table.add_column(name)
+    for p in PROFILES.values():
+        params, context = f"{p.total_parameters_b:,.0f}B", f"{p.context_tokens:,}" if p.context_tokens else "-"
+        table.add_row(p.name, p.summary, params, str(p.experts), context, p.refused or p.gpus)
+    stdout_console().print(table, highlight=False)
