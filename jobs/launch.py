@@ -5,7 +5,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -14,6 +17,7 @@ from cluster.connect import connected
 from cluster.models import resolve_model, with_profile
 from cluster.placement import check_room, engine_resources
 from jobs.display import Display
+from jobs.guard import advise
 from pipeline import books
 from pipeline.budget import allowed_rows
 from pipeline.config import RunConfig, StorageConfig
@@ -22,6 +26,9 @@ from pipeline.errors import before_the_run
 from pipeline.facts import find_git_revision
 from pipeline.progress import Progress
 from pipeline.run import execute
+
+SHORT_PLAN_S = 1.0
+"""A plan that is made within this time is waited for: what is wrong with a job is then said before Ray is started."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +62,12 @@ def run_job(
     """
     config = with_profile(config)
     check_names(config.engine, config.sampling)
-    with before_the_run():
-        prepared = books.prepare(config, resolve_model(config), git_revision=find_git_revision(os.getcwd()))
-    return _finish(narrowed(prepared), address, quiet, verbose)
+
+    def prepare() -> books.PreparedRun:
+        model = resolve_model(config)
+        return narrowed(books.prepare(config, model, git_revision=find_git_revision(os.getcwd())))
+
+    return _finish(prepare, address, quiet, verbose)
 
 
 def resume_run(
@@ -72,9 +82,8 @@ def resume_run(
     """Continues the run in an output folder by its own plan, with settings of speed and limits as `amend` makes them.
     Raises as `run_job`."""
     revision = find_git_revision(os.getcwd())
-    with before_the_run():
-        prepared = books.prepare_resume(uri, storage, resolve_model, amend=amend, git_revision=revision)
-    return _finish(prepared, address, quiet, verbose)
+    prepare = partial(books.prepare_resume, uri, storage, resolve_model, amend=amend, git_revision=revision)
+    return _finish(prepare, address, quiet, verbose)
 
 
 def replay_run(
@@ -90,16 +99,25 @@ def replay_run(
     """Asks again those quarantined rows for which `keep` holds, as `amend` would have them asked, and merges what comes
     back. Raises as `run_job`."""
     revision = find_git_revision(os.getcwd())
-    with before_the_run():
-        prepared = books.prepare_replay(uri, storage, resolve_model, keep, amend=amend, git_revision=revision)
-    return _finish(prepared, address, quiet, verbose)
+    prepare = partial(books.prepare_replay, uri, storage, resolve_model, keep, amend=amend, git_revision=revision)
+    return _finish(prepare, address, quiet, verbose)
 
 
-def _finish(prepared: books.PreparedRun, address: str | None, quiet: bool, verbose: bool) -> Finished:
-    try:
-        return _carried_out(prepared, address, quiet, verbose)
-    finally:
-        prepared.lease.release()
+def _finish(prepare: Callable[[], books.PreparedRun], address: str | None, quiet: bool, verbose: bool) -> Finished:
+    """Prepares the run and carries it out. Ray is started, or joined, while a plan that takes its time is being made; no
+    engine is, since what a plan finds out (a missing column, a model that does not fit) must not cost a GPU."""
+    planner = ThreadPoolExecutor(1, thread_name_prefix="herd-plan")  # not waited for when somebody interrupts
+    with ExitStack() as cluster:
+        planning = planner.submit(before_the_run()(prepare))
+        wait([planning], SHORT_PLAN_S)
+        if not planning.done():
+            cluster.enter_context(connected(address, verbose=verbose))
+        prepared = planning.result()
+        advise(books.resume_advice(prepared.config.output))
+        try:
+            return _carried_out(prepared, address, quiet, verbose)
+        finally:
+            prepared.lease.release()
 
 
 def _carried_out(prepared: books.PreparedRun, address: str | None, quiet: bool, verbose: bool) -> Finished:
