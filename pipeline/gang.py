@@ -98,17 +98,12 @@ def spread_model(seats: Seats, location: str, storage: StorageConfig, here: str)
             raise e.cause from None
 
 
-class Probe:
-    """Stands where a worker of an engine would, and says where that is."""
-
-    def where(self) -> tuple[str, list[str]]:
-        context = ray.get_runtime_context()
-        return context.get_node_id(), list(context.get_accelerator_ids().get("GPU", []))
-
-
 def probe(seats: Seats) -> Sequence[tuple[str, list[str]]]:
-    """By rank the node and the GPUs that Ray gives a worker."""
-    kind = ray.remote(Probe)
-    probes = [kind.options(num_gpus=1, **at(seats, rank)).remote() for rank in range(len(seats.nodes))]
-    found: list[tuple[str, list[str]]] = ray.get([p.where.remote() for p in probes])
-    return found
+    """By rank the node and the GPUs that Ray gives a worker, each from where it would be."""
+    task = ray.remote(max_calls=0)(_where)  # one process a node looks from one seat after the other
+    return [ray.get(task.options(num_gpus=1, **at(seats, rank)).remote()) for rank in range(len(seats.nodes))]
+
+
+def _where() -> tuple[str, list[str]]:
+    context = ray.get_runtime_context()
+    return context.get_node_id(), list(context.get_accelerator_ids().get("GPU", []))

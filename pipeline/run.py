@@ -222,7 +222,8 @@ def _passes(run: PreparedRun, placement: Placement, ledger: Any) -> Iterator[Any
         in_hand = pool.shards_in_flight + COMMITTING
         source, job = _work(run, config, placement, pending, ledger, lanes=engines * in_hand, engines=engines)
         ledger.engines_wanted.remote()
-        yield source.map_batches(
+        # `map_batches` itself refuses GPUs without a batch size, and with one it would join and split bundles
+        yield source.map_batches_internal(
             EngineActor,
             fn_constructor_args=(job, ledger),
             batch_size=None,
@@ -266,7 +267,7 @@ def _work(
         ShardSource(packed, run.schema, config.input.storage, ledger, rows),
         override_num_blocks=len(packed),
         num_cpus=IO_TASK_CPUS,
-        ray_remote_args=dict(placement.reads),
+        **placement.reads,
         # each is a process to start first; a bundle lasts an engine for longer than it takes to read
         concurrency=min(len(packed), engines + 1),
     )
