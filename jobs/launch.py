@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import ray
-
 from cluster.connect import connected
 from cluster.models import resolve_model, with_profile
-from cluster.placement import check_room, engine_resources
+from cluster.room import Patience, place_on_cluster
 from jobs.display import Display
 from jobs.guard import advise
 from pipeline import books
@@ -126,17 +124,19 @@ def _carried_out(prepared: books.PreparedRun, address: str | None, quiet: bool, 
     config = prepared.config
     last: list[Progress] = []
     with connected(address, verbose=verbose), Display(config.name, quiet=quiet) as display:
-        check_room(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        placement = place_on_cluster(config)
+        patience = Patience(config, placement)
         with _asked_to_stop() as asked:
 
             def observe(figures: Progress) -> None:
                 last[:] = [figures]
                 display.observe(figures)
+                patience.check(figures)
                 if asked.is_set():
                     asked.clear()
                     raise KeyboardInterrupt
 
-            totals = execute(prepared, engine_resources(config), observe)
+            totals = execute(prepared, placement, observe)
     return Finished(prepared, totals, last[0] if last else None)
 
 

@@ -10,9 +10,10 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -57,17 +58,29 @@ class EngineActor:
         self._counting = threading.Lock()
         self._meter = Meter(job.run_id)
         self._threads = ThreadPoolExecutor(config.pool.shards_in_flight + COMMITTING, thread_name_prefix="herd-shard")
+        engine = replace(
+            job.engine,
+            devices=tuple(context.get_accelerator_ids().get("GPU", ())),
+            node=self._node,
+            address=context.gcs_address,
+        )
+        if engine.gang is None:
+            self._placed([self._node])
         events = Events(
+            placed=self._placed,
             ready=self._ready,
             figures=self._tell,
             died=self._died,
             noted=lambda message: ledger.noted.remote(f"{self._name}: {message}"),
         )
         try:
-            self._host = EngineHost(job.engine, max_rows=job.max_rows, events=events)
+            self._host = EngineHost(engine, max_rows=job.max_rows, events=events)
         except HerdError as e:
             ray.get(ledger.run_failed.remote(e))
             raise
+
+    def _placed(self, nodes: Sequence[str]) -> None:
+        self._ledger.engine_placed.remote(self._id, sorted(set(nodes)))
 
     def _ready(self, info: EngineInfo, seconds: float) -> None:
         self._name = f"{info.name} #{self._id}"

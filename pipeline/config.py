@@ -218,6 +218,9 @@ class PoolConfig(Section):
     """Ray accelerator type that engines are pinned to, such as `H100`. None: engines run on the CPU."""
     shards_in_flight: int = Field(4, ge=1)
     """Shards that one engine works on at a time, so that it never drains between two."""
+    wait_s: float = Field(900.0, gt=0)
+    """Seconds that a run waits for a first engine to have its place, and again when it has lost them all: for nodes that
+    others use, or that an autoscaler is to bring. A pool that can never fit is refused at once."""
 
     @property
     def ceiling(self) -> int:

@@ -94,6 +94,14 @@ class Ledger:
             self.noted(f"node {node[:12]} is being drained; its engines finish what they have and move")
         self._draining = frozenset(nodes)
 
+    def engines_wanted(self) -> None:
+        """Takes note that the run has come to the work that engines do."""
+        self._progress.wants_engines = True
+
+    def engine_placed(self, engine: str, nodes: Sequence[str]) -> None:
+        """Takes note that an engine has the resources it needs, on these nodes; it may not be ready for long."""
+        self._progress.places[engine] = list(nodes)
+
     def engine_ready(self, engine: str, facts: dict[str, Any]) -> None:
         self._progress.engines.setdefault(engine, {}).update(facts)
 
