@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 
 from jobs.cli import main
@@ -11,6 +12,7 @@ def run() -> None:
     """Runs the command and ends the process with its exit status, at once: threads of Ray and Arrow outlive the command,
     and one of them was seen to abort the interpreter's own shutdown, after all was done."""
     code = 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # being told to end is being interrupted, at any time
     try:
         main()
     except SystemExit as e:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import ray
 from cluster.connect import connected
 from cluster.models import resolve_model, with_profile
 from cluster.placement import check_room, engine_resources
+from cluster.preflight.quick import check_before_engines
 from jobs.display import Display
 from pipeline import books
 from pipeline.budget import allowed_rows
@@ -45,10 +47,11 @@ def run_job(
     address: str | None = None,
     quiet: bool = False,
     verbose: bool = False,
+    preflight: bool = True,
     narrowed: Callable[[books.PreparedRun], books.PreparedRun] = lambda prepared: prepared,
 ) -> Finished:
     """Runs a job to its end, or resumes it if its output holds an earlier part of it. `narrowed` may take shards away from
-    the plan.
+    the plan; without `preflight` the cluster's nodes are taken as they are.
 
     Raises:
         HerdError: with the sentence for the user, and the exit code.
@@ -57,7 +60,7 @@ def run_job(
     check_names(config.engine, config.sampling)
     with before_the_run():
         prepared = books.prepare(config, resolve_model(config), git_revision=find_git_revision(os.getcwd()))
-    return _finish(narrowed(prepared), address, quiet, verbose)
+    return _finish(narrowed(prepared), address, quiet, verbose, preflight)
 
 
 def resume_run(
@@ -68,13 +71,14 @@ def resume_run(
     address: str | None = None,
     quiet: bool = False,
     verbose: bool = False,
+    preflight: bool = True,
 ) -> Finished:
     """Continues the run in an output folder by its own plan, with settings of speed and limits as `amend` makes them.
     Raises as `run_job`."""
     revision = find_git_revision(os.getcwd())
     with before_the_run():
         prepared = books.prepare_resume(uri, storage, resolve_model, amend=amend, git_revision=revision)
-    return _finish(prepared, address, quiet, verbose)
+    return _finish(prepared, address, quiet, verbose, preflight)
 
 
 def replay_run(
@@ -86,30 +90,35 @@ def replay_run(
     address: str | None = None,
     quiet: bool = False,
     verbose: bool = False,
+    preflight: bool = True,
 ) -> Finished:
     """Asks again those quarantined rows for which `keep` holds, as `amend` would have them asked, and merges what comes
     back. Raises as `run_job`."""
     revision = find_git_revision(os.getcwd())
     with before_the_run():
         prepared = books.prepare_replay(uri, storage, resolve_model, keep, amend=amend, git_revision=revision)
-    return _finish(prepared, address, quiet, verbose)
+    return _finish(prepared, address, quiet, verbose, preflight)
 
 
-def _finish(prepared: books.PreparedRun, address: str | None, quiet: bool, verbose: bool) -> Finished:
+def _finish(prepared: books.PreparedRun, address: str | None, quiet: bool, verbose: bool, preflight: bool) -> Finished:
     try:
-        return _carried_out(prepared, address, quiet, verbose)
+        return _carried_out(prepared, address, quiet, verbose, preflight)
     finally:
         prepared.lease.release()
 
 
-def _carried_out(prepared: books.PreparedRun, address: str | None, quiet: bool, verbose: bool) -> Finished:
+def _carried_out(
+    prepared: books.PreparedRun, address: str | None, quiet: bool, verbose: bool, preflight: bool
+) -> Finished:
     if not prepared.pending.num_rows:
         return Finished(prepared, books.close(prepared, Progress()), None)
     config = prepared.config
     last: list[Progress] = []
-    with connected(address, verbose=verbose), Display(config.name, quiet=quiet) as display:
+    with connected(address, verbose=verbose):
         check_room(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-        with _asked_to_stop() as asked:
+        for warning in check_before_engines(prepared) if preflight else ():
+            print(f"Warning: {warning}", file=sys.stderr, flush=True)
+        with Display(config.name, quiet=quiet) as display, _asked_to_stop() as asked:
 
             def observe(figures: Progress) -> None:
                 last[:] = [figures]
