@@ -102,7 +102,7 @@ def _of_node(a: Answer, probe: Probe, need: Need, common: Mapping[str, str]) -> 
         *_gpus(a, probe, need),
         *_driver(probe),
         *_links(probe, need),
-        *_environment(probe),
+        *_environment(a, probe, need),
         *_disk(a, probe, need),
         *_clock(a, probe),
         *((("fail" if t.fault else "pass"), t.what, t.fault or t.found, t.todo) for t in probe.trials),
@@ -209,13 +209,15 @@ def _links(probe: Probe, need: Need) -> Iterator[Row]:
         yield "warn", "nvlink", "not all GPUs are joined by NVLink", todo
 
 
-def _environment(probe: Probe) -> Iterator[Row]:
+def _environment(a: Answer, probe: Probe, need: Need) -> Iterator[Row]:
     env = probe.environment
     on = {name for name, value in env.items() if value.lower() in SWITCHED_ON}
     noset = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
-    if noset in on and probe.gpus:
+    if noset in on and (probe.gpus or a.num_gpus):
         todo = "Unset it and restart the node's Ray: with it, all engines of a node take its first GPUs."
         yield "fail", noset, env[noset], todo
+    if need.has_job and need.gpus < 2:
+        return  # no engine of it talks to another GPU
     for name, why in (
         ("NCCL_P2P_DISABLE", "GPUs then talk through the host's memory"),
         ("NCCL_SHM_DISABLE", "GPUs then talk through the network stack"),
@@ -229,7 +231,8 @@ def _environment(probe: Probe) -> Iterator[Row]:
     wanted = env.get("NCCL_SOCKET_IFNAME")
     if wanted and probe.interfaces and not chosen_interfaces(wanted, probe.interfaces):
         told = f"{wanted} names none of this node's interfaces ({', '.join(probe.interfaces)})"
-        yield "fail", "NCCL_SOCKET_IFNAME", told, "Name one that the node has, or unset it."
+        is_used = need.has_job and a.holds_engines
+        yield "fail" if is_used else "warn", "NCCL_SOCKET_IFNAME", told, "Name one that the node has, or unset it."
 
 
 def chosen_interfaces(wanted: str, interfaces: Sequence[str]) -> list[str]:
