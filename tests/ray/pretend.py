@@ -44,7 +44,8 @@ def main(address: str, node: str, what: str) -> None:
         return pretend(probe) if ray.get_runtime_context().get_node_id() == node else probe
 
     with connected(address):
-        answers = ask_nodes(Wanted(gpus=False), take=take, limit_s=15 if what == "hang" else 240)
+        ask_nodes(Wanted(gpus=False), limit_s=240)  # processes start, which on a busy machine takes a while
+        answers = ask_nodes(Wanted(gpus=False), take=take, limit_s=30 if what == "hang" else 240)
     found = findings(answers, Need(gpus=2, has_job=True), own_versions())
     print(json.dumps([f.to_json() for f in found if f.verdict != "pass"]))
 

@@ -71,7 +71,7 @@ def test_doctor_tells_what_two_nodes_share_in_one_line(cage: Cage, nodes: Nodes)
         ("ray", "fail", "ray", "2.40.0, elsewhere"),
         ("shm", "fail", "/dev/shm", "64 MiB"),
         ("clock", "warn", "clock", "ahead of the driver's"),
-        ("hang", "fail", "node", "nothing came back within 15 s"),
+        ("hang", "fail", "node", "nothing came back within 30 s"),
         ("die", "fail", "node", "does not answer"),
     ],
 )
