@@ -1,6 +1,8 @@
 """Checks this machine or a cluster, and a job on it, for `herd doctor`."""
 
+import contextlib
 import socket
+import sys
 from dataclasses import replace
 
 from cluster.preflight.findings import Answer, Finding, Need, findings
@@ -26,7 +28,8 @@ def check_cluster(config: RunConfig | None, address: str, limit_s: float) -> lis
     from cluster.preflight.nodes import ask_nodes
 
     checked = _job(config)
-    with connected(address):
+    # Ray tells of workers that die on stdout, which is for findings
+    with contextlib.redirect_stdout(sys.stderr), connected(address):
         if config is None:
             answers = ask_nodes(Wanted(), limit_s=limit_s)
         else:

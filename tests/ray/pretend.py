@@ -1,6 +1,6 @@
 """Asks the nodes of a cluster for probes of which one node's are made up: `python -m tests.ray.pretend ADDRESS NODE WHAT`.
 
-Prints the findings as JSON. A process of its own, since the tests' process is connected to another cluster.
+Prints the findings as JSON, on its last line. A process of its own, since the tests' process is connected to another cluster.
 """
 
 import json
