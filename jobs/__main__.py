@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 
 from jobs.guard import guarded
@@ -20,6 +21,7 @@ def _run() -> int:
     from jobs.cli import main  # brings libraries with threads, which do not survive a fork
 
     code = 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # being told to end is being interrupted, at any time
     try:
         main()
     except SystemExit as e:

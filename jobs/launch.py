@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -13,6 +14,7 @@ from typing import Any
 
 from cluster.connect import connected
 from cluster.models import resolve_model, with_profile
+from cluster.preflight.quick import check_before_engines
 from cluster.room import Patience, place_on_cluster
 from jobs.display import Display
 from jobs.guard import advise
@@ -50,10 +52,11 @@ def run_job(
     address: str | None = None,
     quiet: bool = False,
     verbose: bool = False,
+    preflight: bool = True,
     narrowed: Callable[[books.PreparedRun], books.PreparedRun] = lambda prepared: prepared,
 ) -> Finished:
     """Runs a job to its end, or resumes it if its output holds an earlier part of it. `narrowed` may take shards away from
-    the plan.
+    the plan; without `preflight` the cluster's nodes are taken as they are.
 
     Raises:
         HerdError: with the sentence for the user, and the exit code.
@@ -65,7 +68,7 @@ def run_job(
         model = resolve_model(config)
         return narrowed(books.prepare(config, model, git_revision=find_git_revision(os.getcwd())))
 
-    return _finish(prepare, address, quiet, verbose)
+    return _finish(prepare, address, quiet, verbose, preflight)
 
 
 def resume_run(
@@ -76,12 +79,13 @@ def resume_run(
     address: str | None = None,
     quiet: bool = False,
     verbose: bool = False,
+    preflight: bool = True,
 ) -> Finished:
     """Continues the run in an output folder by its own plan, with settings of speed and limits as `amend` makes them.
     Raises as `run_job`."""
     revision = find_git_revision(os.getcwd())
     prepare = partial(books.prepare_resume, uri, storage, resolve_model, amend=amend, git_revision=revision)
-    return _finish(prepare, address, quiet, verbose)
+    return _finish(prepare, address, quiet, verbose, preflight)
 
 
 def replay_run(
@@ -93,15 +97,18 @@ def replay_run(
     address: str | None = None,
     quiet: bool = False,
     verbose: bool = False,
+    preflight: bool = True,
 ) -> Finished:
     """Asks again those quarantined rows for which `keep` holds, as `amend` would have them asked, and merges what comes
     back. Raises as `run_job`."""
     revision = find_git_revision(os.getcwd())
     prepare = partial(books.prepare_replay, uri, storage, resolve_model, keep, amend=amend, git_revision=revision)
-    return _finish(prepare, address, quiet, verbose)
+    return _finish(prepare, address, quiet, verbose, preflight)
 
 
-def _finish(prepare: Callable[[], books.PreparedRun], address: str | None, quiet: bool, verbose: bool) -> Finished:
+def _finish(
+    prepare: Callable[[], books.PreparedRun], address: str | None, quiet: bool, verbose: bool, preflight: bool
+) -> Finished:
     """Prepares the run and carries it out. Ray is started, or joined, while a plan that takes its time is being made; no
     engine is, since what a plan finds out (a missing column, a model that does not fit) must not cost a GPU."""
     planner = ThreadPoolExecutor(1, thread_name_prefix="herd-plan")  # not waited for when somebody interrupts
@@ -113,20 +120,24 @@ def _finish(prepare: Callable[[], books.PreparedRun], address: str | None, quiet
         prepared = planning.result()
         advise(books.resume_advice(prepared.config.output))
         try:
-            return _carried_out(prepared, address, quiet, verbose)
+            return _carried_out(prepared, address, quiet, verbose, preflight)
         finally:
             prepared.lease.release()
 
 
-def _carried_out(prepared: books.PreparedRun, address: str | None, quiet: bool, verbose: bool) -> Finished:
+def _carried_out(
+    prepared: books.PreparedRun, address: str | None, quiet: bool, verbose: bool, preflight: bool
+) -> Finished:
     if not prepared.pending.num_rows:
         return Finished(prepared, books.close(prepared, Progress()), None)
     config = prepared.config
     last: list[Progress] = []
-    with connected(address, verbose=verbose), Display(config.name, quiet=quiet) as display:
+    with connected(address, verbose=verbose):
         placement = place_on_cluster(config)
+        for warning in check_before_engines(prepared) if preflight else ():
+            print(f"Warning: {warning}", file=sys.stderr, flush=True)
         patience = Patience(config, placement)
-        with _asked_to_stop() as asked:
+        with Display(config.name, quiet=quiet) as display, _asked_to_stop() as asked:
 
             def observe(figures: Progress) -> None:
                 last[:] = [figures]
