@@ -26,10 +26,8 @@ def check_room(config: RunConfig, nodes: Sequence[Mapping[str, float]]) -> None:
     `nodes` holds the total resources of each live node, as `ray.nodes()` tells. Without this check Ray would wait for
     ever.
     """
-    need, engines = engine_resources(config), config.pool.min
+    need, engines, room = engine_resources(config), config.pool.min, num_engines(config, nodes)
     accelerator, gpus = need.get("accelerator_type"), need.get("num_gpus", 0)
-    fitting = [n for n in nodes if accelerator is None or f"accelerator_type:{accelerator}" in n]
-    room = sum(int(min(_times(n, "CPU", need["num_cpus"]), _times(n, "GPU", gpus))) for n in fitting)
     spare = sum(n.get("CPU", 0.0) for n in nodes) - engines * need["num_cpus"]
     if room >= engines and spare >= IO_CPUS:
         return
@@ -41,6 +39,14 @@ def check_room(config: RunConfig, nodes: Sequence[Mapping[str, float]]) -> None:
         where="pool",
         todo="Lower pool.min or the parallel sizes, or add nodes.",
     )
+
+
+def num_engines(config: RunConfig, nodes: Sequence[Mapping[str, float]]) -> int:
+    """Engines that such nodes have room for, each on one node, whatever the pool's size."""
+    need = engine_resources(config)
+    accelerator, gpus = need.get("accelerator_type"), need.get("num_gpus", 0)
+    fitting = [n for n in nodes if accelerator is None or f"accelerator_type:{accelerator}" in n]
+    return sum(int(min(_times(n, "CPU", need["num_cpus"]), _times(n, "GPU", gpus))) for n in fitting)
 
 
 def _times(node: Mapping[str, float], resource: str, need: float) -> float:

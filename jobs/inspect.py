@@ -1,19 +1,14 @@
-"""Facts about jobs and runs for the commands that only look: plan, status, verify, show, models."""
+"""Facts about jobs and runs for the commands that only look: status, verify, show, models."""
 
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-import pyarrow.compute as pc
-
 from cluster.models import Profile
-from cluster.placement import engine_resources
 from pipeline import books
-from pipeline.config import OutputConfig, RunConfig, StorageConfig
-from pipeline.engine.vllm_names import check_names
+from pipeline.config import OutputConfig, StorageConfig
 from pipeline.errors import ConfigError, before_the_run
 from pipeline.facts import now
-from pipeline.footers import make_plan
 from pipeline.live import read_live
 from pipeline.output import Output
 from pipeline.report import answered_rows, quarantined_rows
@@ -31,27 +26,6 @@ def open_output(uri: str, storage: StorageConfig) -> Output:
     output = Output(uri, Store(uri, storage))
     books.reopen(uri, output.store)
     return output
-
-
-@before_the_run()
-def plan_facts(config: RunConfig) -> dict[str, Any]:
-    """What a job would do, from footers alone. Raises as `pipeline.books.prepare`."""
-    check_names(config.engine, config.sampling)
-    columns, schema, table = make_plan(config)
-    per_shard = table["num_rows"]
-    resources = engine_resources(config)
-    return {
-        "name": config.name,
-        "num_files": len(pc.unique(table["input_uri"])),
-        "num_rows": pc.sum(per_shard).as_py(),
-        "num_shards": table.num_rows,
-        "rows_per_shard": {"min": pc.min(per_shard).as_py(), "max": pc.max(per_shard).as_py()},
-        "num_bytes": pc.sum(table["num_bytes"]).as_py(),
-        "columns_read": [f"{f.name}: {f.type}" for f in schema],
-        "columns_carried": list(columns.carry),
-        "engines": {"min": config.pool.min, "max": config.pool.ceiling, **resources},
-        "output": config.output.uri,
-    }
 
 
 @before_the_run()

@@ -45,6 +45,9 @@ class TokenCounter(Protocol):
             RowError: the model's chat template refuses the request.
         """
 
+    def text_tokens(self, text: str) -> int:
+        """Tokens of a text by itself, such as an answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class SampledRow:
