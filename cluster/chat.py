@@ -69,7 +69,7 @@ class ChatTemplate:
         text = read_template(folder)
         if text is None:
             return None
-        if text.lstrip().startswith(("{\"", "[")):  # several by name, or one inside a JSON document
+        if text.lstrip().startswith(('{"', "[")):  # several by name, or one inside a JSON document
             found = json.loads(text)
             named = {t["name"]: t["template"] for t in found} if isinstance(found, list) else found
             text = named.get("default") or named.get("chat_template")
@@ -77,7 +77,7 @@ class ChatTemplate:
         tokens = {
             key: value["content"] if isinstance(value, dict) else value
             for key, value in (json.loads(config.read_text()) if config.is_file() else {}).items()
-            if key.endswith("_token") and (isinstance(value, str) or isinstance(value, dict) and "content" in value)
+            if key.endswith("_token") and (isinstance(value, str) or (isinstance(value, dict) and "content" in value))
         }
         return cls(text, tokens, placeholder) if text else None
 

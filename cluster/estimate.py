@@ -5,7 +5,7 @@ than wrong. What nobody can know here is None, with a sentence in `unknown`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cluster.prices import Price
@@ -47,13 +47,15 @@ def data_of(survey: Survey, *, max_model_len: int | None, seed: int) -> Data:
     sampled, total = survey.sampled, survey.total_rows
     good, counted = survey.answerable, [row.tokens for row in survey.answerable if row.tokens is not None]
     refused = share([row.reason is not None for row in survey.rows], sampled)
-    answered = total * (1 - refused.expected)
+    answered = Range(*(total * (1 - r) for r in (refused.high, refused.expected, refused.low)))
     # of a whole sample those that are left are all there are
     of_good = Sampled(len(good) if sampled.is_whole else total, [row.group for row in good])
     unknown = {}
     image_tokens = [tokens.image_tokens for tokens in counted if tokens.image_tokens is not None]
     if len(image_tokens) < len(counted):
         unknown["image_tokens"] = "tokens of images are known for Llama 4 only; each counts as one token of the prompt"
+    images = None if "image_tokens" in unknown else spread(image_tokens, of_good, answered)
+    prompts = spread([tokens.prompt_tokens for tokens in counted], of_good, answered)
     if max_model_len is None:
         unknown["over_long_rows"] = "the model's context limit is not known; set engine.max_model_len"
     keys = [row.key for row in good if row.key is not None]
@@ -66,14 +68,14 @@ def data_of(survey: Survey, *, max_model_len: int | None, seed: int) -> Data:
         for reason, count in survey.reasons.most_common()
     }
     return Data(
-        prompt_tokens=spread([tokens.prompt_tokens for tokens in counted], of_good, answered),
-        image_tokens=None if "image_tokens" in unknown else spread(image_tokens, of_good, answered),
+        prompt_tokens=_off_by(survey.error, prompts, images),
+        image_tokens=images,
         over_long_rows=None
         if max_model_len is None
         else rows_of(share([row.is_over_long for row in survey.rows], sampled), total),
         quarantined_rows=rows_of(refused, total),
         quarantine_reasons=reasons,
-        duplicate_rows=duplicates(keys, round(answered * len(keys) / len(good))) if keys else None,
+        duplicate_rows=duplicates(keys, round(answered.expected * len(keys) / len(good))) if keys else None,
         sample={
             "rows": sampled.rows,
             "row_groups": survey.num_groups,
@@ -91,37 +93,48 @@ def data_of(survey: Survey, *, max_model_len: int | None, seed: int) -> Data:
 def output_tokens(
     rows: Sequence[SampledRow],
     measured: tuple[float, str] | None,
-    choice_tokens: Sequence[int] | None,
+    choice_tokens: Sequence[int],
     max_tokens: int | None,
 ) -> OutputTokens | None:
     """Tokens of an answer: by records (tokens a row, and where), else by the answers that `answer.choice` allows, else by
     the limit, which bounds them from above. None where nothing bounds them."""
-    if measured is not None:
+    is_fixed = bool(choice_tokens) and len(set(choice_tokens)) == 1
+    if measured is not None and not is_fixed:
         tokens, where = measured
         return OutputTokens(Range(0.8, 1.0, 1.25) * tokens, f"answers of {where}")
-    limits = [row.max_tokens for row in rows if row.max_tokens is not None] or [max_tokens]
-    known = [n for n in limits if n is not None]
-    if not known:
-        return None
-    limit = sum(known) / len(known)
+    limits = [row.max_tokens for row in rows if row.max_tokens is not None]
+    if not limits:
+        if max_tokens is None:
+            return None
+        limits = [max_tokens]
+    limit = sum(limits) / len(limits)
     if choice_tokens:
         ends = [min(limit, n + 1) for n in choice_tokens]
-        return OutputTokens(
-            Range(min(ends), sum(ends) / len(ends), max(ends)), "the choices' own tokens, and one to end them"
-        )
+        each = Range(min(ends), sum(ends) / len(ends), max(ends))
+        return OutputTokens(each, "the choices' own tokens, and one to end them")
     return OutputTokens(Range(1.0, limit, limit), "max_tokens, which no answer goes beyond", is_upper_bound=True)
 
 
-def lengths_of(data: Data, error: Range, output: OutputTokens | None) -> RowLengths | None:
+def _off_by(error: Range, prompt: Spread | None, images: Spread | None) -> Spread | None:
+    """Prompt tokens whose text may be counted wrong by so much; those of images are exact where they are known."""
+    if prompt is None:
+        return None
+    of_images = images.total if images else 0
+    low, high = (
+        of_images + max(0, t - of_images) * e
+        for t, e in ((prompt.total_low, error.low), (prompt.total_high, error.high))
+    )
+    return replace(prompt, total_low=round(low), total_high=round(high))
+
+
+def lengths_of(data: Data, output: OutputTokens | None) -> RowLengths | None:
     """Tokens of a row on average, with what sampling and counting may be off by; None where they are not known."""
     prompt, images = data.prompt_tokens, data.image_tokens
     if prompt is None or output is None:
         return None
     scale = prompt.mean / prompt.total if prompt.total else 0.0
-    of_images = images.mean if images else 0.0
     mean = Range(prompt.total_low * scale, prompt.mean, prompt.total_high * scale)
-    text = Range(*(max(0.0, m - of_images) for m in (mean.low, mean.expected, mean.high))) * error
-    return RowLengths(text + Range.exactly(of_images), of_images, output.per_row)
+    return RowLengths(mean, images.mean if images else 0.0, output.per_row)
 
 
 @dataclass(frozen=True)

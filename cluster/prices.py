@@ -42,7 +42,9 @@ def parse_prices(given: Sequence[str]) -> dict[str, float]:
         except ValueError:
             usd = -1.0
         if not (equals and name.strip() and 0 <= usd < float("inf")):
-            raise ConfigError(f"`{text}` is no price", where="--price", todo="Write --price H100=2.99: USD a GPU and hour.")
+            raise ConfigError(
+                f"`{text}` is no price", where="--price", todo="Write --price H100=2.99: USD a GPU and hour."
+            )
         out[name.strip().upper()] = usd
     return out
 

@@ -50,9 +50,9 @@ def _rows() -> list[Prior]:
         (TENSORRT_LLM, "TensorRT-LLM", "scout-fp8", None, 1000, 1000, 12_129, 21_636),
     )
     return [
-        Prior(*row[:3], gpu, *row[3:6], speed)
-        for row in table
-        for gpu, speed in (("H100", float(row[6])), ("H200", float(row[7])))
+        Prior(source, engine, model, gpu, concurrency, inputs, outputs, float(speed))
+        for source, engine, model, concurrency, inputs, outputs, h100, h200 in table
+        for gpu, speed in (("H100", h100), ("H200", h200))
     ]
 
 

@@ -81,7 +81,9 @@ def estimated_speed(model: str, architecture: Architecture, fit: Fit, lengths: R
     slow, fast = (published(model, fit.gpu.name, engine) for engine in ("vLLM", "TensorRT-LLM"))
     if not slow and not fast:
         row_s = Range(by_roof(*low), by_roof(*expected), by_roof(*high)) * SPREAD_OF_ROOFLINE
-        words = "no record and nothing published: a roofline, 35% of the GPUs' FLOPs in prefill and bandwidth in decoding"
+        words = (
+            "no record and nothing published: a roofline, 35% of the GPUs' FLOPs in prefill and bandwidth in decoding"
+        )
         return Speed(row_s, START_S, words)
 
     def by_priors(priors: Sequence[Prior], prompt: float, output: float) -> float:
@@ -104,7 +106,9 @@ def _told(slow: Sequence[Prior], fast: Sequence[Prior], fit: Fit) -> str:
     scaled = f", scaled by GPUs from {NODE_GPUS} to {fit.layout.num_gpus}" if fit.layout.num_gpus != NODE_GPUS else ""
     only = "" if slow and fast else f"; the other end is taken {FULL_LOAD_GAIN:g} times apart, as Maverick's ends are"
     between = "between " if slow and fast else ""
-    return f"published for {NODE_GPUS}x{fit.gpu.name}, {between}{' and '.join(sources)}{scaled}{only}; not measured here"
+    return (
+        f"published for {NODE_GPUS}x{fit.gpu.name}, {between}{' and '.join(sources)}{scaled}{only}; not measured here"
+    )
 
 
 def _load(prior: Prior) -> str:

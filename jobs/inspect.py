@@ -10,6 +10,7 @@ from pipeline.config import OutputConfig, StorageConfig
 from pipeline.errors import ConfigError, before_the_run
 from pipeline.facts import now
 from pipeline.live import read_live
+from pipeline.outcome import compared, spent
 from pipeline.output import Output
 from pipeline.report import answered_rows, quarantined_rows
 from pipeline.storage import Store
@@ -37,7 +38,7 @@ def status_facts(uri: str, storage: StorageConfig) -> dict[str, Any]:
     records = output.records()
     last = max((r.committed_at for r in records), default=None)
     age = (datetime.fromisoformat(now()) - datetime.fromisoformat(last)).total_seconds() if last else None
-    is_done = output.has("_SUCCESS")
+    is_done, took = output.has("_SUCCESS"), spent(record)
     return {
         "run_id": record["run_id"],
         "status": "done" if is_done else "running or stopped",
@@ -51,6 +52,11 @@ def status_facts(uri: str, storage: StorageConfig) -> dict[str, Any]:
         "seconds_since_last_commit": None if age is None else round(age, 1),
         "model": record["model"]["name"],
         "weights_digest": record["model"]["weights_digest"],
+        "spent": took,
+        "estimate": record.get("estimate"),
+        "compared": compared(
+            record.get("estimate"), took if is_done else None, record.get("totals") if is_done else None
+        ),
         "live": read_live(output, str(record["run_id"])),
         "next": f"herd {'verify' if is_done else 'resume'} {OutputConfig(uri=uri, storage=storage).arguments}",
     }

@@ -14,6 +14,7 @@ from cluster.connect import connected
 from cluster.models import resolve_model, with_profile
 from cluster.placement import check_room, engine_resources
 from jobs.display import Display
+from jobs.forecast import Forecast
 from pipeline import books
 from pipeline.budget import allowed_rows
 from pipeline.config import RunConfig, StorageConfig
@@ -109,11 +110,13 @@ def _carried_out(prepared: books.PreparedRun, address: str | None, quiet: bool, 
     last: list[Progress] = []
     with connected(address, verbose=verbose), Display(config.name, quiet=quiet) as display:
         check_room(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        forecast = Forecast(prepared)
         with _asked_to_stop() as asked:
 
             def observe(figures: Progress) -> None:
                 last[:] = [figures]
                 display.observe(figures)
+                forecast.keep()
                 if asked.is_set():
                     asked.clear()
                     raise KeyboardInterrupt

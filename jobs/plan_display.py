@@ -47,7 +47,10 @@ def _verdict(facts: Facts) -> Iterator[Line]:
         yield "time", f"{_range(facts['eta_s'], duration)}, engine start included"
         speed = facts["tokens_per_s"]
         kinds = [f"{_range(speed[k], short)} {k}" for k in speed] if speed else []
-        yield "speed", f"{_range(facts['rows_per_s'], short)} rows/s" + (f"; tokens/s: {', '.join(kinds)}" if kinds else "")
+        yield (
+            "speed",
+            f"{_range(facts['rows_per_s'], short)} rows/s" + (f"; tokens/s: {', '.join(kinds)}" if kinds else ""),
+        )
     else:
         yield "time", f"unknown: {unknown['eta_s']}"
     if facts["gpu_hours"]:
@@ -81,7 +84,10 @@ def _rows(facts: Facts) -> Iterator[Line]:
     else:
         yield "quarantined", "none"
     if facts["over_long_rows"] and facts["over_long_rows"]["high"]:
-        yield "too long", f"{_range(facts['over_long_rows'], count)} rows, for a context of {facts['max_model_len']:,} tokens"
+        yield (
+            "too long",
+            f"{_range(facts['over_long_rows'], count)} rows, for a context of {facts['max_model_len']:,} tokens",
+        )
     if facts["duplicate_rows"] and facts["duplicate_rows"]["expected"]:
         yield "duplicates", f"{_range(facts['duplicate_rows'], count)} rows get another row's answer"
     whole = "every row" if sample["is_whole"] else f"{sample['rows']:,} rows of {sample['row_groups']:,} row groups"

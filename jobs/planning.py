@@ -28,7 +28,7 @@ from pipeline.engine.vllm import engine_args
 from pipeline.engine.vllm_names import check_names
 from pipeline.errors import ConfigError, before_the_run
 from pipeline.footers import make_plan
-from pipeline.sample import choose
+from pipeline.sample import MAX_BYTES, choose
 from pipeline.spread import Range
 from pipeline.survey import survey
 
@@ -55,6 +55,8 @@ class Question:
     like: Sequence[str] = ()
     """Outputs of earlier runs whose speed to go by, before the job's own."""
     prices: Mapping[str, float] = field(default_factory=dict)
+    max_bytes: int = MAX_BYTES
+    """Bytes of rows to go through at most, unless every row is asked for."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Engines:
 
 
 @before_the_run()
-def plan_facts(config: RunConfig, question: Question = Question()) -> dict[str, Any]:  # noqa: B008 - it is immutable
+def plan_facts(config: RunConfig, question: Question = Question()) -> dict[str, Any]:
     """All that is known of a job, as plain data; docs/plan.md describes the keys.
 
     Raises:
@@ -109,7 +111,7 @@ def estimate_facts(config: RunConfig, columns: Columns, table: pa.Table, questio
         found = survey(
             config,
             columns,
-            choose(table, question.sample_rows, seed=question.seed),
+            choose(table, question.sample_rows, seed=question.seed, max_bytes=question.max_bytes),
             counter,
             total_rows=num_rows,
             max_model_len=context,
@@ -120,7 +122,7 @@ def estimate_facts(config: RunConfig, columns: Columns, table: pa.Table, questio
     unknown.update(data.unknown if data else {"prompt_tokens": "no row was looked at (--sample 0)"})
     records = _records(config, question)
     output = output_tokens(found.rows, _answer_tokens(records), choices, config.effective_sampling.get("max_tokens"))
-    lengths = lengths_of(data, counter.error, output) if data else None
+    lengths = lengths_of(data, output) if data else None
     engines = _engines(config, question)
     fitted, reasons = _fit(config, args, architecture, why_not, engines)
 
@@ -136,9 +138,7 @@ def estimate_facts(config: RunConfig, columns: Columns, table: pa.Table, questio
         gpus_per_engine = fitted.layout.num_gpus if fitted else int(engine_resources(config).get("num_gpus", 0))
         accelerator = config.pool.accelerator
         price = price_of(accelerator, question.prices, config.cost.gpu_hour_usd) if accelerator else None
-        taken = cost(
-            num_rows, data, speed, engines=engines.count, gpus_per_engine=gpus_per_engine, price=price
-        )
+        taken = cost(num_rows, data, speed, engines=engines.count, gpus_per_engine=gpus_per_engine, price=price)
         if taken.gpu_hours is None:
             unknown["gpu_hours"] = "engines run on the CPU"
         elif taken.cost_usd is None:
@@ -266,9 +266,7 @@ def _engine_facts(config: RunConfig, engines: Engines, found: Fit | None, reason
     }
 
 
-def _data_facts(
-    data: Data | None, output: OutputTokens | None, context: int | None, num_rows: int
-) -> dict[str, Any]:
+def _data_facts(data: Data | None, output: OutputTokens | None, context: int | None, num_rows: int) -> dict[str, Any]:
     answers = None
     if output is not None:
         refused = data.quarantined_rows if data else Range.exactly(0)

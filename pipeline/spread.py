@@ -97,17 +97,18 @@ def half_width(values: Sequence[float], sampled: Sampled) -> float:
     return float((Z + (Z**3 + Z) / (4 * df)) * math.sqrt(error * sampled.unseen))
 
 
-def spread(values: Sequence[int], sampled: Sampled, total_rows: float) -> Spread | None:
+def spread(values: Sequence[int], sampled: Sampled, total_rows: Range) -> Spread | None:
     """The distribution of `values`, one a row of `sampled`, and their total over `total_rows` rows; None without values."""
     if not values:
         return None
     found = np.asarray(values)
     mean, half = float(found.mean()), half_width(values, sampled)
     p50, p90, p99 = (int(p) for p in np.percentile(found, [50, 90, 99], method="higher"))
-    total = int(found.sum()) if sampled.is_whole else round(mean * total_rows)
-    low, high = (round(max(0.0, m) * total_rows) for m in (mean - half, mean + half))
-    edges = (total, total) if sampled.is_whole else (low, high)
-    return Spread(round(mean, 2), p50, p90, p99, int(found.max()), total, *edges)
+    totals = Range(max(0.0, mean - half), mean, mean + half) * total_rows
+    if sampled.is_whole:
+        totals = Range.exactly(float(found.sum()))
+    low, total, high = round(totals.low), round(totals.expected), round(totals.high)
+    return Spread(round(mean, 2), p50, p90, p99, int(found.max()), total, low, high)
 
 
 def share(hits: Sequence[bool], sampled: Sampled) -> Range:
@@ -140,8 +141,8 @@ def duplicates(keys: Iterable[str], total: int) -> Range:
 
     Expected are the rows less the distinct requests as Chao and Lin estimate them for sampling without replacement
     (Biometrics 68, 2012): `seen + f1**2 / (2 f2 n/(n-1) + f1 q/(1-q))`, where f1 and f2 requests were sampled once and twice
-    and q is the sampled share. Low are those seen in the sample. High is the same estimate with as many pairs as the sample
-    could have missed (Poisson, 95%): a small sample of many rows hardly bounds duplicates from above.
+    and q is the sampled share. Low are those seen in the sample. High is the same estimate with f1 as small and f2 as large as
+    chance may have hidden (Poisson, 95%): a small sample of many rows hardly bounds duplicates from above.
     """
     counts = Counter(keys)
     n, seen = counts.total(), len(counts)
@@ -150,10 +151,10 @@ def duplicates(keys: Iterable[str], total: int) -> Range:
     once, twice = (sum(1 for c in counts.values() if c == times) for times in (1, 2))
     q = n / total
 
-    def distinct(pairs: float) -> float:
-        weight = 2 * pairs * n / (n - 1) + once * q / (1 - q)
-        return min(total, seen + once**2 / weight) if weight else seen
+    def repeated(singles: float, pairs: float) -> float:
+        weight = 2 * pairs * n / (n - 1) + singles * q / (1 - q)
+        distinct = min(total, seen + singles**2 / weight) if weight else seen
+        return max(n - seen, total - distinct)
 
-    missed = twice + Z * math.sqrt(twice + 1) + Z**2 / 2 if twice else 3.0
-    expected = total - distinct(twice)
-    return Range(n - seen, max(n - seen, expected), max(expected, total - distinct(missed))).rounded()
+    fewest, most = max(0.0, once - Z * math.sqrt(once)), twice + Z * math.sqrt(twice + 1) + Z**2 / 2
+    return Range(n - seen, repeated(once, twice), repeated(fewest, most)).rounded()

@@ -28,7 +28,9 @@ def status(out: str, endpoint_url: str | None, anonymous: bool, as_json: bool) -
     if as_json:
         print_json(facts)
         return
-    live = facts.pop("live")
+    live, took = facts.pop("live"), facts.pop("spent")
+    facts.pop("estimate")
+    facts |= {"seconds": took["seconds"], "estimate": facts.pop("compared") or "none"}
     print_facts({**facts, **(live_facts(live) if live else {})})
 
 

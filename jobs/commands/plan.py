@@ -17,7 +17,9 @@ from jobs.planning import Question, plan_facts
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Chooses which rows.")
 @click.option("--gpus", help="GPUs to plan for, such as 8xH100 or 2x8xH100. Default: what the job's pool asks for.")
 @click.option("--address", help="Ray cluster whose nodes to count engines on, such as `auto`. Default: none is asked.")
-@click.option("--like", multiple=True, metavar="OUT", help="Output of an earlier run to take speeds from; may be repeated.")
+@click.option(
+    "--like", multiple=True, metavar="OUT", help="Output of an earlier run to take speeds from; may be repeated."
+)
 @click.option("--price", multiple=True, metavar="GPU=USD", help="Price of a GPU and hour, such as H100=2.99.")
 @json_option
 def plan(
