@@ -16,6 +16,7 @@ from cluster.estimate import Data, OutputTokens, cost, data_of, lengths_of, outp
 from cluster.families import from_folder
 from cluster.fit import Fit, Layout, fit
 from cluster.gpus import GIB, Gpu, find_gpu, parse_gpus
+from cluster.known import known_architecture
 from cluster.models import find_profile, with_profile
 from cluster.placement import engine_resources, num_engines
 from cluster.prices import price_of
@@ -169,7 +170,7 @@ def _architecture(config: RunConfig, folder: Path | None) -> tuple[Architecture 
             return from_folder(folder), ""
     except ConfigError as e:
         return None, e.what
-    known = getattr(profile, "architecture", None)
+    known = known_architecture(profile.name) if profile else None
     return known, "" if known else "the model's config.json is not at hand"
 
 
