@@ -113,17 +113,12 @@ def _check(
     config: RunConfig, need: dict[str, Any], gang: Gang | None, nodes: list[Node], addable: Sequence[Node]
 ) -> None:
     engines, accelerator, cpus = config.pool.min, config.pool.accelerator, need["num_cpus"]
-    groups, size = (gang.groups, gang.size) if gang else (1, need.get("num_gpus", 0))
+    groups, size = _parts(need, gang)
     # of a type that may be added without bound, as many as could be wanted
     room = [*nodes, *(node for node in addable for _ in range(min(node.count, engines * groups + 1)))]
     hosts = [node for node in room if node.has(accelerator)]
-    if gang:
-        seats = sum(int(node.gpus // size) for node in hosts)
-        actors = sum(int(node.cpus // cpus) for node in hosts)
-        held = min(seats // groups, actors)
-    else:
-        seats = sum(int(node.gpus // size) if size else engines for node in hosts)
-        held = sum(int(min(node.cpus // cpus, node.gpus // size if size else engines)) for node in hosts)
+    seats = sum(int(node.gpus // size) if size else engines for node in hosts)
+    held = _held(need, gang, hosts)
     spare = sum(node.cpus for node in room) - engines * cpus
     if held >= engines and spare >= IO_CPUS:
         return
@@ -141,6 +136,27 @@ def _check(
         where="pool",
         todo="Lower pool.min or the parallel sizes, or add nodes.",
     )
+
+
+def num_engines(config: RunConfig, nodes: Sequence[Node]) -> int:
+    """Engines that these nodes have room for, whatever the pool's size."""
+    hosts = [node for node in nodes if node.has(config.pool.accelerator)]
+    return _held(engine_resources(config), _gang(config, hosts, False), hosts)
+
+
+def _parts(need: dict[str, Any], gang: Gang | None) -> tuple[int, int]:
+    """Into how many parts, each on one node, an engine may fall, and the GPUs of each."""
+    return (gang.groups, gang.size) if gang else (1, need.get("num_gpus", 0))
+
+
+def _held(need: dict[str, Any], gang: Gang | None, hosts: Sequence[Node]) -> int:
+    """Engines that these nodes hold."""
+    groups, size = _parts(need, gang)
+    actors = [int(node.cpus // need["num_cpus"]) for node in hosts]
+    if not size:
+        return sum(actors)
+    seats = [int(node.gpus // size) for node in hosts]
+    return min(sum(seats) // groups, sum(actors)) if gang else sum(map(min, seats, actors))
 
 
 def described(need: dict[str, Any], gang: Gang | None) -> str:

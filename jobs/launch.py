@@ -17,6 +17,7 @@ from cluster.models import resolve_model, with_profile
 from cluster.preflight.quick import check_before_engines
 from cluster.room import Patience, place_on_cluster
 from jobs.display import Display
+from jobs.forecast import Forecast
 from jobs.guard import advise
 from pipeline import books
 from pipeline.budget import allowed_rows
@@ -136,13 +137,14 @@ def _carried_out(
         placement = place_on_cluster(config)
         for warning in check_before_engines(prepared) if preflight else ():
             print(f"Warning: {warning}", file=sys.stderr, flush=True)
-        patience = Patience(config, placement)
+        patience, forecast = Patience(config, placement), Forecast(prepared)
         with Display(config.name, quiet=quiet) as display, _asked_to_stop() as asked:
 
             def observe(figures: Progress) -> None:
                 last[:] = [figures]
                 display.observe(figures)
                 patience.check(figures)
+                forecast.keep()
                 if asked.is_set():
                     asked.clear()
                     raise KeyboardInterrupt

@@ -299,6 +299,15 @@ class CacheConfig(Section):
     storage: StorageConfig = StorageConfig()
 
 
+class CostConfig(Section):
+    """What a run is expected to take: `herd plan` says it, and a run keeps it beside what it took."""
+
+    gpu_hour_usd: float | None = Field(None, ge=0)
+    """US dollars for one GPU and hour. None: a small dated table of list prices, see `cluster.prices`."""
+    sample_rows: int = Field(64, ge=0)
+    """Rows that `herd run` looks at for its estimate, beside the start of its engines; 0: it makes none."""
+
+
 class OutputConfig(Section):
     uri: Annotated[str, Field(min_length=1), AfterValidator(_no_credentials)]
     """Folder that the run owns: a local path or `s3://bucket/prefix`."""
@@ -338,6 +347,7 @@ class RunConfig(Section):
     limits: LimitsConfig = LimitsConfig()
     cache: CacheConfig = CacheConfig()
     evaluate: EvaluateConfig | None = None
+    cost: CostConfig = CostConfig()
     output: OutputConfig
 
     @field_validator("sampling")

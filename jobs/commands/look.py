@@ -35,7 +35,9 @@ def status(out: str, endpoint_url: str | None, anonymous: bool, address: str | N
     if as_json:
         print_json(facts)
         return
-    live = facts.pop("live")
+    live, took = facts.pop("live"), facts.pop("spent")
+    facts.pop("estimate")
+    facts |= {"seconds": took["seconds"], "estimate": facts.pop("compared") or "none"}
     print_facts({**facts, **(live_facts(live) if live else {})})
 
 
