@@ -5,7 +5,7 @@ import traceback
 
 import click
 
-from jobs.commands import bench, doctor, look, plan, run
+from jobs.commands import bench, cluster, doctor, look, plan, run, schedule
 from pipeline import __version__
 from pipeline.errors import HerdError
 
@@ -43,6 +43,8 @@ for _command in (
     look.models,
     doctor.doctor,
     bench.bench,
+    cluster.cluster,
+    schedule.schedule,
 ):
     cli.add_command(_command)
 
