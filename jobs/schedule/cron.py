@@ -18,7 +18,7 @@ _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _ITEM = re.compile(r"(?P<star>\*)|(?P<first>[0-9]+|[a-z]+)(-(?P<last>[0-9]+|[a-z]+))?", re.ASCII)
 _MACROS = {"@hourly": "0 * * * *", "@daily": "0 0 * * *", "@midnight": "0 0 * * *", "@weekly": "0 0 * * 0"}
 _MACROS |= {"@monthly": "0 0 1 * *", "@yearly": "0 0 1 1 *", "@annually": "0 0 1 1 *"}
-SEARCHED_DAYS = 9 * 366  # the 29th of February may be eight years away
+SEARCHED_DAYS = 9 * 366  # from one day that matches to the next: those of a 29th of February may be eight years apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +124,13 @@ def next_runs(cron: Cron, after: datetime, count: int) -> list[datetime]:
 
 
 def _runs_from(cron: Cron, after: datetime) -> Iterator[datetime]:
-    start, zone = after.date(), after.tzinfo
-    for offset in range(SEARCHED_DAYS):
-        day = start + timedelta(offset)
+    day, zone = after.date() - timedelta(1), after.tzinfo
+    last = day
+    while (day - last).days < SEARCHED_DAYS:
+        day += timedelta(1)
         if not cron.matches_day(day):
             continue
+        last = day
         for hour in cron.hours:
             for minute in cron.minutes:
                 run = datetime(day.year, day.month, day.day, hour, minute, tzinfo=zone)

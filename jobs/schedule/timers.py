@@ -60,7 +60,7 @@ StartLimitBurst={len(cron.minutes) + RETRIES}
 Type=exec
 WorkingDirectory={_escaped(scheduled.folder)}
 EnvironmentFile=-%E/herd/environment
-ExecStart={" ".join(_quoted(word) for word in scheduled.command)}
+ExecStart={" ".join([_program(scheduled.command[0]), *(_quoted(word) for word in scheduled.command[1:])])}
 Restart=on-failure
 RestartSec={RETRY_S}
 RestartPreventExitStatus=2 3
@@ -86,6 +86,15 @@ def _escaped(text: str) -> str:
     if not text.isprintable():
         raise ConfigError(f"A unit file cannot hold the path {text!r}", where="--target systemd", todo="Rename it.")
     return text.replace("%", "%%")
+
+
+def _program(path: str) -> str:
+    """The first word of a command, which systemd takes without quotes of any kind in it, and in which `$` is just that."""
+    if set(path) & set("\"'\\"):
+        raise ConfigError(
+            f"systemd starts no program at {path!r}", where="--target systemd", todo="Install Herd elsewhere."
+        )
+    return '"' + _escaped(path) + '"' if re.search(r"\s", path) else _escaped(path)
 
 
 def _quoted(word: str) -> str:
