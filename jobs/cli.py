@@ -5,7 +5,7 @@ import traceback
 
 import click
 
-from jobs.commands import bench, doctor, look, plan, run, submit
+from jobs.commands import bench, cluster, doctor, look, plan, run, schedule, submit
 from pipeline import __version__
 from pipeline.errors import HerdError
 
@@ -47,6 +47,8 @@ for _command in (
     submit.submit,
     submit.logs,
     submit.stop,
+    cluster.cluster,
+    schedule.schedule,
 ):
     cli.add_command(_command)
 
