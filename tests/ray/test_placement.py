@@ -216,24 +216,29 @@ def test_pool_grows_with_its_backlog_and_shrinks_at_the_tail(
 
 
 def test_read_tasks_stay_off_the_engines_nodes_while_others_have_room(
-    ray_cluster: Pretend, job: Callable[..., Path]
+    ray_cluster: Pretend, job: Callable[..., Path], tmp_path: Path
 ) -> None:
     reads = place_on_cluster(load_job(str(job(tp=8)))).reads
 
     @ray.remote(num_cpus=0.25, **reads)
-    def where(path: str) -> str:
-        while not os.path.exists(path):
+    def where(folder: str, number: int) -> str:
+        Path(folder, str(number)).touch()
+        while not Path(folder, "go").exists():
             time.sleep(0.02)
         return str(ray.get_runtime_context().get_node_id())
 
-    def spread(tasks: int, flag: Path) -> Counter[str]:
-        refs = [where.remote(str(flag)) for _ in range(tasks)]
-        time.sleep(1)
-        flag.touch()
-        kinds = {n.id: str(n) for n in live_nodes()}
-        return Counter(kinds[id] for id in ray.get(refs))
+    def gpus_of_nodes(tasks: int) -> list[float]:
+        """GPUs of the node of each of so many tasks that run at the same time."""
+        folder = tmp_path / str(tasks)
+        folder.mkdir()
+        refs = [where.remote(str(folder), number) for number in range(tasks)]
+        wait_until("all of them to run", lambda: len(list(folder.iterdir())) == tasks)
+        (folder / "go").touch()
+        gpus = {node.id: node.gpus for node in live_nodes()}
+        return [gpus[id] for id in ray.get(refs)]
 
-    print(spread(12, job(tp=8).parent / "flag"))
+    assert gpus_of_nodes(6) == [0.0] * 6  # two CPUs are there without GPUs, for eight of them
+    assert sorted(gpus_of_nodes(10))[:8] == [0.0] * 8  # and two go where else there is room
 
 
 def test_pool_that_finds_its_nodes_taken_says_so_after_a_while(
