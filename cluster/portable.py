@@ -79,31 +79,34 @@ def is_loopback(url: str) -> bool:
     return host in ("localhost", "::1", "0.0.0.0") or host.startswith("127.")  # noqa: S104
 
 
-def forwarded(names: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
-    """Values of the named variables, for a job's runtime environment. Ray keeps that in the cluster's records and shows it
-    to whoever reads them, so no secret goes in.
+def forwarded(given: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables for a job's environment, each given as NAME, with the value that it has here, or as NAME=VALUE. Ray and
+    Kubernetes keep them in the cluster's records and show them to whoever reads these, so no secret goes in.
 
     Raises:
         ConfigError: a variable is not set, is the cluster's own, or looks like a secret by its name or its value.
     """
-    secrets = {v for k, v in environment.items() if _is_secret(k) and len(v) >= 8}
+    secrets = {v for k, v in environment.items() if is_secret(k) and len(v) >= 8}
     out = {}
-    for name in names:
-        value = environment.get(name)
+    for text in given:
+        name, equals, value = text.partition("=")
         where = f"--env {name}"
-        if value is None:
+        if not equals and name in environment:
+            value = environment[name]
+        elif not equals or not name:
             raise ConfigError("This variable is not set here", where=where, todo=f"Set it first: export {name}=...")
         if name in THE_CLUSTERS_OWN:
             raise ConfigError("This variable is the cluster's own on each node", where=where)
-        if _is_secret(name) or SECRET_VALUE.search(value) or any(secret in value for secret in secrets):
+        if is_secret(name) or SECRET_VALUE.search(value) or any(secret in value for secret in secrets):
             raise ConfigError(
-                "This looks like a credential, and Ray shows a job's environment to all who can see the cluster",
+                "This looks like a credential, and a job's environment is shown to all who can see the cluster",
                 where=where,
-                todo="Give nodes an instance role, or set it in the environment in which the cluster is started.",
+                todo="Give nodes an instance role, or set it where the cluster is started (on Kubernetes: --service-account, --secret).",
             )
         out[name] = value
     return out
 
 
-def _is_secret(name: str) -> bool:
+def is_secret(name: str) -> bool:
+    """Whether a variable's name says that it is a credential."""
     return any(SECRET_WORDS.fullmatch(word) for word in re.split(r"[^a-z0-9]+", name.lower()))

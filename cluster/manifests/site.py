@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from cluster.portable import is_secret
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 
@@ -24,7 +25,6 @@ _OBJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _QUANTITY = re.compile(r"[1-9][0-9]*(Ki|Mi|Gi|Ti|k|M|G|T)?")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|ACCESS_KEY|API_KEY|PRIVATE", re.IGNORECASE)
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -79,7 +79,7 @@ class Site:
                 raise ConfigError(f"`{path}` is no folder to mount a claim at", where="--mount")
         for key, _ in self.env:
             _match(_ENV_NAME, key, "--env", "the name of an environment variable")
-            if _SECRET_NAME.search(key):
+            if is_secret(key):
                 raise ConfigError(
                     f"{key} looks like a credential, and manifests hold none",
                     where="--env",

@@ -1,5 +1,6 @@
 """Options that describe a cluster, and the `Site` that they make."""
 
+import os
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -7,6 +8,7 @@ import click
 from click.core import ParameterSource
 
 from cluster.manifests.site import SPOT_LABELS, Site, parse_cache, parse_pairs
+from cluster.portable import forwarded
 from pipeline.errors import ConfigError
 
 _OPTIONS = (
@@ -45,7 +47,10 @@ _OPTIONS = (
         "--secret", multiple=True, help="Name of a Kubernetes secret whose keys become environment; repeatable."
     ),
     click.option(
-        "--env", multiple=True, metavar="NAME=VALUE", help="Environment of all nodes; no credentials; repeatable."
+        "--env",
+        multiple=True,
+        metavar="NAME[=VALUE]",
+        help="Variable to set, to its value here unless one is given; no credentials; repeatable.",
     ),
     click.option(
         "--label", multiple=True, metavar="KEY=VALUE", help="Label of the object, as Kueue's queue; repeatable."
@@ -109,7 +114,7 @@ def site_of(options: dict[str, Any]) -> Site:
         cache=parse_cache(taken.pop("cache")),
         mounts=parse_pairs(taken.pop("mount"), "--mount", ":"),
         secrets=taken.pop("secret"),
-        env=parse_pairs(taken.pop("env"), "--env"),
+        env=tuple(forwarded(taken.pop("env"), os.environ).items()),
         labels=parse_pairs(taken.pop("label"), "--label"),
         **taken,
     )

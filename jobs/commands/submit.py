@@ -8,8 +8,11 @@ from typing import Any
 import click
 
 from cluster.models import with_profile
+from jobs.commands.kubernetes import kubernetes_options, submit_by_kubectl
 from jobs.commands.options import job_of, job_options, json_option, preflight_option
 from jobs.commands.printing import print_facts, print_json
+from jobs.commands.site import SITE_NAMES, refuse_others
+from pipeline.errors import ConfigError
 
 
 def jobs_address(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -21,6 +24,14 @@ def jobs_address(f: Callable[..., Any]) -> Callable[..., Any]:
     )(f)
 
 
+KUBERNETES_NAMES = SITE_NAMES | {"kube_context", "dry_run"}
+FOR_KUBERNETES = KUBERNETES_NAMES | {"job", "overrides", "ds", "kubernetes", "as_json"}
+FOR_RAY = frozenset(
+    {"model", "input_uri", "prompt", "system", "image_column", "output", "max_tokens", "choice", "job", "overrides"}
+    | {"address", "follow", "package", "python", "preflight", "env", "as_json"}
+)
+
+
 @click.command()
 @job_options
 @jobs_address
@@ -28,17 +39,22 @@ def jobs_address(f: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--package/--no-package", default=True, show_default=True, help="Send Herd itself; or use what the nodes have."
 )
-@click.option("--env", "names", multiple=True, metavar="NAME", help="Pass on a variable that is no secret; repeatable.")
 @click.option("--python", metavar="PATH", help="Interpreter on the cluster's head. Default: the first on its PATH.")
 @preflight_option
+@click.option(
+    "--kubernetes", is_flag=True, help="Instead as a RayJob of KubeRay, by kubectl; the options below are its."
+)
+@kubernetes_options
+@click.option("--ds", metavar="DAY", help="The day of a job that uses {{ ds }}: 2026-11-25, today or yesterday.")
 @json_option
 def submit(
     address: str | None,
     follow: bool,
     package: bool,
-    names: tuple[str, ...],
     python: str | None,
     preflight: bool,
+    kubernetes: bool,
+    ds: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -50,6 +66,7 @@ def submit(
     herd submit job.yaml --address http://head:8265
     herd submit job.yaml --address http://head:8265 --no-follow --env AWS_REGION
     herd logs herd-cows-20261125T211153-5fcf8c --address http://head:8265 --follow
+    herd submit job.yaml --kubernetes --image registry/herd:1 --service-account herd --spot
 
     Exits as `herd run` does once the job is over: 0, 2, 3, 4, or 130 if it was stopped; with --no-follow with 0.
     """
@@ -57,6 +74,18 @@ def submit(
     from cluster.submission import JobsApi
     from pipeline.engine.vllm_names import check_names
 
+    if kubernetes:
+        refuse_others(FOR_KUBERNETES, "--kubernetes")
+        if options["job"] is None:
+            raise ConfigError(
+                "--kubernetes takes a job file", where="JOB", todo="Write one: `herd run --help` shows how."
+            )
+        submit_by_kubectl(options["job"], options["overrides"], ds, as_json, options)
+        return
+    refuse_others(FOR_RAY, "Ray's Jobs API; it goes with --kubernetes")
+    names = options.pop("env")
+    for name in KUBERNETES_NAMES - {"env"}:
+        options.pop(name)
     config = with_profile(given := job_of(options))
     check_names(config.engine, config.sampling)
     environment = forwarded(names, os.environ)

@@ -207,3 +207,24 @@ def test_submission_run_dry_prints_what_would_be_created(write: Callable[..., Pa
     assert ray_job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"][-1]["configMap"] == {
         "name": config_map["metadata"]["name"]
     }
+
+
+def test_submit_with_kubernetes_prints_the_manifests_of_a_dry_run(herd: Herd, tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        "{name: k, input: {uri: 's3://b/x/'}, prompt: {user: hi}, engine: {kind: echo}, output: {uri: 's3://b/out'}}"
+    )
+    done = herd("submit", job, "--kubernetes", "--dry-run", "--image", "registry/herd:1", "--env", "A=1")
+    assert done.code == 0
+    assert [o["kind"] for o in yaml.safe_load_all(done.out)][-1] == "RayJob"
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [(["--image", "x/y:1"], "--image"), (["--kubernetes", "--image", "x/y:1", "--no-follow"], "--no-follow")],
+)
+def test_submit_refuses_options_of_the_other_kind_of_cluster(
+    herd: Herd, tmp_path: Path, options: list[str], named: str
+) -> None:
+    done = herd("submit", tmp_path / "job.yaml", *options)
+    assert done.code == 2 and named.split("--no-")[-1] in done.err

@@ -179,3 +179,11 @@ def test_job_id_is_known_by_its_form_unless_a_folder_has_the_name(
 )
 def test_exit_code_is_the_runs_own(state: str, code: int | None, expected: int) -> None:
     assert JobState("herd-x", state, driver_exit_code=code).exit_code == expected
+
+
+def test_forwarded_takes_a_value_that_is_given_with_the_name() -> None:
+    assert forwarded(["A", "B=x=y", "C="], {"A": "here", "B": "hidden by the given one"}) == {
+        "A": "here",
+        "B": "x=y",
+        "C": "",
+    }
