@@ -26,6 +26,7 @@ def runs(text: str, count: int = 3, after: datetime = NOON) -> list[str]:
         ("0 0 * * mon-wed", ["Mon 2026-11-30 00:00", "Tue 2026-12-01 00:00", "Wed 2026-12-02 00:00"]),
         ("0 0 * * 5-7", ["Fri 2026-11-27 00:00", "Sat 2026-11-28 00:00", "Sun 2026-11-29 00:00"]),
         ("0 0 1 jan,JUL *", ["Fri 2027-01-01 00:00", "Thu 2027-07-01 00:00", "Sat 2028-01-01 00:00"]),
+        ("0 0 29-31 * *", ["Sun 2026-11-29 00:00", "Mon 2026-11-30 00:00", "Tue 2026-12-29 00:00"]),
         ("0 0 29 2 *", ["Tue 2028-02-29 00:00", "Sun 2032-02-29 00:00", "Fri 2036-02-29 00:00"]),
         # both kinds of days restricted: either counts
         ("0 0 1 * 5", ["Fri 2026-11-27 00:00", "Tue 2026-12-01 00:00", "Fri 2026-12-04 00:00"]),
@@ -118,14 +119,15 @@ def items(low: int, high: int) -> st.SearchStrategy[tuple[str, frozenset[int]]]:
     )
 
 
-def fields(low: int, high: int) -> st.SearchStrategy[tuple[str, frozenset[int]]]:
-    return items(low, high) | st.just(("*", frozenset(range(low, high + 1))))
+def fields(low: int, high: int, last: int | None = None) -> st.SearchStrategy[tuple[str, frozenset[int]]]:
+    """Fields with numbers up to `high`, or `*`, which reaches to `last`."""
+    return items(low, high) | st.just(("*", frozenset(range(low, (last or high) + 1))))
 
 
 @given(
     fields(0, 59),
     fields(0, 23),
-    fields(1, 28),
+    fields(1, 28, 31),  # numbers up to 28, so that every expression names a day that comes
     fields(1, 12),
     fields(0, 6),
     st.datetimes(datetime(2020, 1, 1), datetime(2040, 1, 1)),
