@@ -58,7 +58,8 @@ def connected(address: str | None, *, verbose: bool = False) -> Iterator[None]:
             todo="Start one with `ray start --head`, or leave the address out to run on this machine.",
         ) from None
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):  # Ray's threads print warnings there, and it may be for a document
+            yield
     finally:
         with contextlib.suppress(Exception):  # what is done is done, and how the farewell goes changes nothing of it
             ray.shutdown()
