@@ -1,7 +1,7 @@
 import pytest
 
-from cluster.priors import PRIORS, node_request_s, published
 from cluster.prices import DEFAULT_PRICES, parse_prices, price_of
+from cluster.priors import PRIORS, node_request_s, published
 from pipeline.errors import ConfigError
 from pipeline.spread import Range
 
