@@ -34,11 +34,11 @@ def status_facts(uri: str, storage: StorageConfig) -> dict[str, Any]:
     """How far a run is, from its records. `live` holds what the latest session said of itself, with `age_s`, the seconds
     since; null where nothing of this run says anything."""
     output = open_output(uri, storage)
-    record = output.read_run()
+    begun, record = books.reopen(uri, output.store)
     records = output.records()
     last = max((r.committed_at for r in records), default=None)
     age = (datetime.fromisoformat(now()) - datetime.fromisoformat(last)).total_seconds() if last else None
-    is_done, took = output.has("_SUCCESS"), spent(record)
+    is_done, took = output.has("_SUCCESS"), spent(record["sessions"], begun)
     return {
         "run_id": record["run_id"],
         "status": "done" if is_done else "running or stopped",

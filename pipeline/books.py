@@ -369,7 +369,7 @@ def close(run: PreparedRun, progress: Progress) -> dict[str, Any]:
     has_ended_now = bool(progress.shards_done or stood[1] is None)
     if has_ended_now:
         record["sessions"][-1].update(ended_at=now(), **_session_figures(progress))
-    took, estimate = spent(record), record.get("estimate")
+    took, estimate = spent(record["sessions"], run.config), record.get("estimate")
     totals |= {"spent": took, "estimate": estimate, "compared": compared(estimate, took, totals)}
     if has_ended_now:
         kept = {key: value for key, value in totals.items() if key != "estimate"}  # which stands beside them there

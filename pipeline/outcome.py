@@ -1,24 +1,21 @@
 """What a run took, and how that compares with what was expected of it. Pure: from `run.json` as plain data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from pipeline.config import RunConfig
 
 Record = Mapping[str, Any]
 
 
-def spent(record: Record) -> dict[str, float | None]:
+def spent(sessions: Sequence[Record], config: RunConfig) -> dict[str, float | None]:
     """Seconds of all sessions that have ended, and the GPU-hours that their engines held, from start to last answer; None
     for engines on the CPU."""
-    sessions = record["sessions"]
     seconds = sum(s.get("seconds", 0.0) for s in sessions)
     engines = [e for s in sessions for e in (s.get("engines") or {}).values()]
     held_s = sum(e.get("start_s", 0.0) + e.get("window_s", 0.0) for e in engines)
-    config = record["config"]
-    if config["pool"]["accelerator"] is None:
-        return {"seconds": round(seconds, 2), "gpu_hours": None}
-    engine = config["engine"]
-    gpus = engine.get("tensor_parallel_size", 1) * engine.get("pipeline_parallel_size", 1)
-    return {"seconds": round(seconds, 2), "gpu_hours": round(held_s * gpus / 3600, 4)}
+    gpu_hours = None if config.pool.accelerator is None else round(held_s * config.engine.num_gpus / 3600, 4)
+    return {"seconds": round(seconds, 2), "gpu_hours": gpu_hours}
 
 
 def compared(estimate: Record | None, took: Record | None, totals: Record | None) -> str | None:

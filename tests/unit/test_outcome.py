@@ -2,6 +2,8 @@ from typing import Any
 
 from pipeline.outcome import compared, spent
 
+from .helpers import job
+
 ESTIMATE: dict[str, Any] = {
     "eta_s": {"low": 50, "expected": 60, "high": 90},
     "gpu_hours": None,
@@ -11,16 +13,12 @@ ESTIMATE: dict[str, Any] = {
 }
 
 
-def record(accelerator: str | None, *sessions: dict[str, Any]) -> dict[str, Any]:
-    config = {"pool": {"accelerator": accelerator}, "engine": {"tensor_parallel_size": 8}}
-    return {"config": config, "sessions": list(sessions)}
-
-
 def test_spent_adds_sessions_and_what_their_engines_held() -> None:
     engines = {"a": {"start_s": 300, "window_s": 600}, "b": {"start_s": 300, "window_s": 0}}
     sessions = ({"seconds": 1000.0, "engines": engines}, {"seconds": 10.5}, {"started_at": "now"})
-    assert spent(record("H100", *sessions)) == {"seconds": 1010.5, "gpu_hours": round(1200 * 8 / 3600, 4)}
-    assert spent(record(None, *sessions)) == {"seconds": 1010.5, "gpu_hours": None}
+    on_gpus = job(pool={"accelerator": "H100"}, engine={"kind": "echo", "tensor_parallel_size": 8})
+    assert spent(sessions, on_gpus) == {"seconds": 1010.5, "gpu_hours": round(1200 * 8 / 3600, 4)}
+    assert spent(sessions, job()) == {"seconds": 1010.5, "gpu_hours": None}
 
 
 def test_compared_names_what_was_expected_and_what_came() -> None:
