@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.chat import ChatTemplate
-from cluster.models import find_profile
+from cluster.profiles import find_profile
 from cluster.tiles import Tiling, image_tokens_of
 from pipeline.config import RunConfig
 from pipeline.errors import HerdError
