@@ -16,17 +16,18 @@ Not yet run on a GPU.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster.architecture import Architecture
 from cluster.fit import Fit, Layout, fit
 from cluster.gpus import Gpus
 from pipeline.errors import ConfigError
 
-WANTED_ROWS = 64
-"""Rows at a time, at the job's own lengths, with which a GPU is kept busy; the concurrency of vLLM's published figures."""
-MOST_ROWS = 1024
-"""vLLM's own `max_num_seqs` for offline use of large GPUs."""
+WANTED_ROWS = 32
+"""Rows at a time, at the job's own lengths, that an engine's cache should hold: half the concurrency of vLLM's published
+figures for eight GPUs, so that a step's weights are read for many rows. A judgement, not a measurement."""
+ROWS = tuple(2**n for n in range(10, 2, -1))
+"""Rows at a time that are tried, from vLLM's own for offline use of large GPUs down."""
 BATCHED_TOKENS = 8192
 """vLLM's recipe for Llama 4 on Hopper."""
 USUAL_CONTEXT = 32_768
@@ -56,6 +57,12 @@ class Choice:
     fit: Fit
 
 
+class _Trial(NamedTuple):
+    fit: Fit
+    kv_cache_dtype: str
+    rows: int
+
+
 def choose(
     architecture: Architecture,
     gpus: Gpus,
@@ -74,34 +81,35 @@ def choose(
     context, why_context = _context(architecture, own, usual or {}, lengths)
     mean = min(lengths.mean if lengths else USUAL_TOKENS, context)
     tried = [
-        _tried(architecture, layout, gpus, own, context, kv, has_images)
+        _tried(architecture, layout, gpus, own, context, mean, kv, has_images)
         for layout in _layouts(architecture, gpus, own)
         for kv in _cache_types(gpus, own)
     ]
     if not tried:
         raise ConfigError(f"{_shown(own)} asks for more than {gpus} has", where="engine", todo="Lower it, or add GPUs.")
-    fitting = [t for t in tried if t[0].fits]
+    fitting = [t for t in tried if t.fit.fits]
     if not fitting:
-        nearest = max((t[0] for t in tried), key=lambda f: f.margin)
+        nearest = max((t.fit for t in tried), key=lambda f: f.margin)
         raise ConfigError(
             f"The model does not fit {gpus}: {'; '.join(nearest.reasons)}",
             where="engine: auto",
             todo="Take a model in fewer bits, more GPUs, or a smaller engine.max_model_len.",
         )
-    fitting = [t for t in fitting if t[0].layout.pp == 1] or fitting
-    well = [t for t in fitting if t[0].concurrency(mean) >= WANTED_ROWS]
+    fitting = [t for t in fitting if t.fit.layout.pp == 1] or fitting
+    well = [t for t in fitting if t.fit.concurrency(mean) >= WANTED_ROWS]
     if well:
-        found, kv = min(well, key=lambda t: (t[0].layout.num_gpus, t[1] != "auto"))
+        best = min(well, key=lambda t: (t.fit.layout.num_gpus, t.kv_cache_dtype != "auto"))
     else:
-        found, kv = max(fitting, key=lambda t: t[0].concurrency(mean) / t[0].layout.num_gpus)
+        best = max(fitting, key=lambda t: t.fit.concurrency(mean) / t.fit.layout.num_gpus)
+    found = best.fit
     layout, rows = found.layout, found.concurrency(mean)
     chosen: dict[str, Any] = {
         "tensor_parallel_size": layout.tp,
         **({"pipeline_parallel_size": layout.pp} if layout.pp > 1 else {}),
         "max_model_len": context,
-        "max_num_seqs": _rounded(rows),
+        "max_num_seqs": best.rows,
         "max_num_batched_tokens": BATCHED_TOKENS,
-        "kv_cache_dtype": kv,
+        "kv_cache_dtype": best.kv_cache_dtype,
         **({"enable_expert_parallel": False} if architecture.num_experts and layout.tp > 1 else {}),
     }
     engine = {**chosen, **own}
@@ -146,27 +154,28 @@ def _tried(
     gpus: Gpus,
     own: Mapping[str, Any],
     context: int,
+    mean: float,
     kv: str,
     has_images: bool,
-) -> tuple[Fit, str]:
-    names = ("gpu_memory_utilization", "mm_encoder_tp_mode", "enforce_eager", "max_num_seqs")
-    settings = {
-        "max_num_seqs": MOST_ROWS // 2,
-        "max_num_batched_tokens": own.get("max_num_batched_tokens", BATCHED_TOKENS),
-        **{name: own[name] for name in names if name in own},
-    }
-    found = fit(
-        architecture, layout, gpus.gpu, max_model_len=context, kv_cache_dtype=kv, has_images=has_images, **settings
-    )
-    return found, kv
-
-
-def _rounded(rows: float) -> int:
-    """A power of two that the cache holds, from 8 to `MOST_ROWS`."""
-    size = 8
-    while size * 2 <= min(rows, MOST_ROWS):
-        size *= 2
-    return size
+) -> "_Trial":
+    """The layout with as many rows at a time as its cache holds: what is reserved for them is not there for the cache."""
+    names = ("gpu_memory_utilization", "mm_encoder_tp_mode", "enforce_eager", "max_num_batched_tokens")
+    settings = {"max_num_batched_tokens": BATCHED_TOKENS, **{name: own[name] for name in names if name in own}}
+    asked = own.get("max_num_seqs")
+    for rows in (int(asked),) if asked is not None else ROWS:
+        found = fit(
+            architecture,
+            layout,
+            gpus.gpu,
+            max_model_len=context,
+            max_num_seqs=rows,
+            kv_cache_dtype=kv,
+            has_images=has_images,
+            **settings,
+        )
+        if found.fits and found.concurrency(mean) >= rows:
+            break
+    return _Trial(found, kv, rows)
 
 
 def _reasons(

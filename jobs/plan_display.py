@@ -42,6 +42,8 @@ def _verdict(facts: Facts) -> Iterator[Line]:
     each = f" of {engines['num_gpus']} {engines['accelerator_type']}" if "num_gpus" in engines else " on the CPU"
     note = f"; {engines['note']}" if "note" in engines else ""
     yield "engines", f"{engines['count']}{each}, by {engines['basis']}{note}"
+    if facts["choice"]:
+        yield "chosen", "\n".join(facts["choice"]["reasons"])
     unknown = facts["unknown"]
     if facts["eta_s"]:
         yield "time", f"{_range(facts['eta_s'], duration)}, engine start included"
