@@ -31,6 +31,12 @@ class RowLengths:
     image_tokens: float
     output_tokens: Range
 
+    @property
+    def as_expected(self) -> "RowLengths":
+        """The same as if the expected lengths were certain."""
+        prompt, output = (Range.exactly(r.expected) for r in (self.prompt_tokens, self.output_tokens))
+        return RowLengths(prompt, self.image_tokens, output)
+
 
 @dataclass(frozen=True, slots=True)
 class Speed:
