@@ -103,7 +103,7 @@ def _assumed(facts: Facts) -> Iterator[Line]:
     for name in ("prompt_tokens", "image_tokens", "over_long_rows"):
         if name in facts["unknown"]:
             yield "unknown", facts["unknown"][name]
-    yield "next", f"herd run, into {facts['output']}"
+    yield "output", facts["output"]
 
 
 def _spread(s: Facts) -> str:
