@@ -37,7 +37,7 @@ def _verdict(facts: Facts) -> Iterator[Line]:
     elif fits is False:
         yield "fits", Text(f"no: {'; '.join(facts['reasons'])}", "bold red")
     else:
-        yield "fits", f"not asked: {'; '.join(facts['reasons'])}"
+        yield "fits", f"not known: {'; '.join(facts['reasons'])}"
     engines = facts["engines"]
     each = f" of {engines['num_gpus']} {engines['accelerator_type']}" if "num_gpus" in engines else " on the CPU"
     note = f"; {engines['note']}" if "note" in engines else ""
