@@ -155,7 +155,7 @@ class Characters:
 
     def text_tokens(self, text: str) -> int:
         """Tokens of a text, about."""
-        return round(len(text) / CHARACTERS_A_TOKEN.expected)
+        return max(round(len(text) / CHARACTERS_A_TOKEN.expected), 1 if text else 0)
 
 
 class Words:

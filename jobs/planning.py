@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.architecture import Architecture
-from cluster.estimate import Data, OutputTokens, cost, data_of, lengths_of, output_tokens, tokens_per_s
+from cluster.estimate import Data, OutputTokens, Pace, cost, data_of, lengths_of, output_tokens
 from cluster.fit import Fit
 from cluster.gpus import GIB, Gpu, Gpus, find_gpu, parse_gpus
 from cluster.models import architecture_of, with_profile
@@ -19,7 +19,7 @@ from cluster.placement import engine_resources, num_engines
 from cluster.prices import price_of
 from cluster.profiles import find_profile
 from cluster.records import Measured, earlier_sessions, read_records
-from cluster.speed import estimated_speed, measured_speed
+from cluster.speed import RowLengths, Speed, estimated_speed, measured_speed
 from cluster.tokens import model_folder, token_counter
 from jobs.choosing import fit_of, gpus_of, settled, usual_gpus
 from pipeline.columns import Columns
@@ -121,15 +121,21 @@ def estimate_facts(config: RunConfig, columns: Columns, table: pa.Table, questio
     engines = _engines(config, question)
     fitted, reasons = _fit(config, args, architecture, why_not, engines)
 
-    speed = measured_speed(records, lengths)
+    profile = find_profile(str(config.model))
+
+    def speed_for(lengths: RowLengths | None) -> Speed | None:
+        found = measured_speed(records, lengths)
+        if found is None and fitted is not None and architecture is not None and lengths is not None:
+            name, seqs = profile.name if profile else "", int(args["max_num_seqs"])
+            found = estimated_speed(name, architecture, fitted, lengths, seqs)
+        return found
+
     can_run = engines.count > 0 and (fitted is None or fitted.fits)
-    if speed is None and fitted is not None and architecture is not None and lengths is not None and can_run:
-        profile = find_profile(str(config.model))
-        speed = estimated_speed(
-            profile.name if profile else "", architecture, fitted, lengths, int(args["max_num_seqs"])
-        )
+    speed = speed_for(lengths) if can_run else None
+    pace = None
     taken = None
-    if speed is not None and can_run:
+    if speed is not None:
+        pace = Pace.of(speed_for(lengths.as_expected if lengths else None) or speed, lengths, engines.count)
         gpus_per_engine = fitted.layout.num_gpus if fitted else int(engine_resources(config).get("num_gpus", 0))
         accelerator = config.pool.accelerator
         price = price_of(accelerator, question.prices, config.cost.gpu_hour_usd) if accelerator else None
@@ -143,8 +149,8 @@ def estimate_facts(config: RunConfig, columns: Columns, table: pa.Table, questio
     return {
         **_engine_facts(config, engines, fitted, reasons),
         **_data_facts(data, output, context, num_rows),
-        "rows_per_s": asdict(taken.rows_per_s) if taken else None,
-        "tokens_per_s": {k: asdict(v) for k, v in tokens_per_s(lengths, taken).items()} if taken and lengths else None,
+        "rows_per_s": asdict(pace.rows_per_s) if pace else None,
+        "tokens_per_s": asdict(pace)["tokens_per_s"] if pace else None,
         "eta_s": asdict(taken.eta_s) if taken else None,
         "gpu_hours": asdict(taken.gpu_hours) if taken and taken.gpu_hours else None,
         "cost_usd": asdict(taken.cost_usd) if taken and taken.cost_usd else None,
