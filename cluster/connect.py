@@ -55,7 +55,8 @@ def connected(address: str | None, *, verbose: bool = False) -> Iterator[None]:
         raise HerdError(
             f"No Ray cluster answers: {str(e).splitlines()[0]}",
             where=address,
-            todo="Start one with `ray start --head`, or leave the address out to run on this machine.",
+            todo="Start one with `ray start --head`, or leave the address out to run on this machine. One that asks for a "
+            "token needs RAY_AUTH_MODE=token.",
         ) from None
     try:
         with contextlib.redirect_stdout(sys.stderr):  # Ray's threads print warnings there, and it may be for a document

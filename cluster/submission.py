@@ -42,6 +42,7 @@ SILENCE_S = 60.0
 """Seconds without a line after which logs are asked for anew: a machine that slept holds a dead connection."""
 POLL_S = 1.0
 TRIES = 5
+"""Times that a job is sent, with twice the wait each time."""
 PATIENCE = 60
 """Times in a row, some seconds apart, that a cluster may be out of reach while its job is followed."""
 PYTHON = '"$(command -v python || command -v python3)"'
@@ -120,6 +121,13 @@ class UnreachableError(HerdError):
     """A cluster whose Jobs API cannot be reached now."""
 
 
+class RefusedError(HerdError):
+    """What the Jobs API answers with an HTTP status of 400 or more. From 500 on it may pass: a head that has just started has
+    no agent yet."""
+
+    status: int = 400
+
+
 class JobsApi:
     """The Jobs API of one cluster. `address` is its dashboard (`http://head:8265`), `auto`, `host:port` of its head, or
     `ray://`; None: `RAY_API_SERVER_ADDRESS` or `RAY_ADDRESS`, else a cluster on this machine.
@@ -128,13 +136,9 @@ class JobsApi:
     """
 
     def __init__(self, address: str | None) -> None:
-        from ray.job_submission import JobSubmissionClient
-
-        for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
-            logging.getLogger(name).setLevel(logging.ERROR)  # says what it uploads
         shown = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "auto"
         with _faults(shown), _only_address(address):
-            self._client = JobSubmissionClient(address)
+            self._client = _client(address)
         self.address = str(self._client.get_address())
 
     @property
@@ -182,29 +186,32 @@ class JobsApi:
         return Submitted(job_id, True)
 
     def _send(self, job_id: str, **what: Any) -> None:
-        """Submits under an id of our own, so that a request whose reply got lost is not sent twice."""
-        for left in reversed(range(TRIES)):
+        """Submits under an id of our own, so that a request whose reply got lost is not sent twice. Tries for some 15 s."""
+        for n in range(TRIES):
             try:
                 with _faults(self.address):
                     self._client.submit_job(submission_id=job_id, **what)
                 return
-            except UnreachableError:
-                if not left:
+            except (UnreachableError, RefusedError) as e:
+                is_lasting = isinstance(e, RefusedError) and e.status < 500
+                if is_lasting or n == TRIES - 1:
                     raise
-                time.sleep(POLL_S)
-                with contextlib.suppress(UnreachableError):
+                time.sleep(POLL_S * 2**n)
+                with contextlib.suppress(HerdError):
                     if any(job.submission_id == job_id for job in self._listed()):
                         return
 
     def state(self, job_id: str) -> JobState:
         """How the job fares."""
-        with _faults(self.address):
-            try:
+        try:
+            with _faults(self.address):
                 return _state(self._client.get_job_info(job_id))
-            except RuntimeError:
-                if any(job.submission_id == job_id for job in self._client.list_jobs()):
-                    raise
-        raise ConfigError(f"This cluster has no job {job_id}", where=self.address, todo="See `ray job list`.")
+        except RefusedError as e:
+            if e.status != 404:
+                raise
+            raise ConfigError(
+                f"This cluster has no job {job_id}", where=self.address, todo="See `ray job list`."
+            ) from None
 
     def logs(self, job_id: str) -> str:
         """All that the job has said so far."""
@@ -262,6 +269,23 @@ class JobsApi:
             return [job for job in self._client.list_jobs() if job.submission_id]
 
 
+def _client(address: str | None) -> Any:
+    """Ray's client, with errors that keep their HTTP status."""
+    from ray.job_submission import JobSubmissionClient
+
+    for module in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{module}").setLevel(logging.ERROR)  # what is uploaded, and when connections close
+
+    class Client(JobSubmissionClient):  # type: ignore[misc]
+        def _raise_error(self, r: Any) -> None:
+            lines = [line for line in str(r.text).splitlines() if line.strip()]
+            refusal = RefusedError(f"The cluster's Jobs API refused: {lines[-1][:300] if lines else r.reason}")
+            refusal.status = int(r.status_code)
+            raise refusal
+
+    return Client(address)
+
+
 def _state(job: Any) -> JobState:
     def time_of(milliseconds: int | None) -> str | None:
         return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat() if milliseconds else None
@@ -285,7 +309,14 @@ def _faults(address: str) -> Iterator[None]:
     except HerdError:
         raise
     except Exception as e:
+        from ray.exceptions import AuthenticationError
+
         said = str(e).splitlines()[0] if str(e) else type(e).__name__
+        if isinstance(e, AuthenticationError):
+            todo = (
+                "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token as `ray get-auth-token` tells there."
+            )
+            raise HerdError("The cluster asks for a token", where=address, todo=todo) from None
         if not isinstance(e, OSError):
             raise HerdError(f"The cluster's Jobs API refused: {said}", where=address) from None
         raise UnreachableError(

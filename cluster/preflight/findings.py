@@ -44,7 +44,7 @@ class Finding:
 
     def __str__(self) -> str:
         where = f" on {self.node}" if self.node else ""
-        return f"{self.what}{where}: {self.found}{'.' if self.todo else ''} {self.todo}".strip()
+        return f"{self.what}{where}: {self.found.rstrip('.')}. {self.todo}".strip()
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ def take_probe(wanted: Wanted) -> Probe:
         except GpuError as e:
             fault = str(e)
     trials = [_tried(f"read {place.uri}", partial(_read, place)) for place in wanted.reads]
-    trials += [_tried(f"shared {place.uri}", partial(_see, place)) for place in wanted.shared]
+    trials += [_tried(f"shared {place.uri.rpartition('/')[0]}", partial(_see, place)) for place in wanted.shared]
     trials += [_tried(f"write {place.uri}", partial(try_writing, place)) for place in wanted.writes]
     disk = _disk(cache_folder())
     if wanted.model is not None:

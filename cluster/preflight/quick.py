@@ -38,7 +38,7 @@ def check_before_engines(run: PreparedRun) -> list[Finding]:
     found = findings(answers, need_of(config), own_versions(), silence="warn")
     if failed := [str(f) for f in found if f.verdict == "fail"]:
         raise ConfigError(
-            "The cluster is not fit for this job:\n  " + "\n  ".join(failed),
-            todo="\nMore is told by `herd doctor JOB --address ADDRESS`; `--no-preflight` runs all the same.",
+            "The cluster is not fit for this job. `herd doctor JOB --address ADDRESS` tells more, and `--no-preflight` runs "
+            "all the same:\n  " + "\n  ".join(failed)
         )
     return [f for f in found if f.verdict == "warn"]
