@@ -1,18 +1,20 @@
 """Job files: YAML with `--set` overrides, or no file at all. YAML is loaded safely and holds data, never code."""
 
 from collections.abc import Sequence
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from jobs.dates import with_date
 from pipeline.config import RunConfig
 from pipeline.config_errors import parse_config
 from pipeline.errors import ConfigError
 
 
-def load_job(path: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """The job in a YAML file, with `key.path=value` overrides (values are YAML).
+def load_job(path: str, overrides: Sequence[str] = (), *, day: date | None = None) -> RunConfig:
+    """The job in a YAML file, with `key.path=value` overrides (values are YAML), for a day if it depends on one.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or does not check.
@@ -31,11 +33,13 @@ def load_job(path: str, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"The job file is not YAML: {getattr(e, 'problem', e)}", where=f"{path}{line}") from None
     if isinstance(data, dict):
         apply_overrides(data, overrides)
+        data = with_date(data, day, where=path)
     return parse_config(data, where=path)
 
 
-def adhoc_job(given: dict[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
-    """A job from command-line options alone; `given` maps dotted keys to values, and None means not given.
+def adhoc_job(given: dict[str, Any], overrides: Sequence[str] = (), *, day: date | None = None) -> RunConfig:
+    """A job from command-line options alone; `given` maps dotted keys to values, and None means not given. Without an
+    output it gets a new folder below `out`.
 
     Raises:
         ConfigError: it does not check.
@@ -45,6 +49,9 @@ def adhoc_job(given: dict[str, Any], overrides: Sequence[str] = ()) -> RunConfig
         if value is not None and value != ():
             set_key(data, key, list(value) if isinstance(value, tuple) else value)
     apply_overrides(data, overrides)
+    data = with_date(data, day)
+    if isinstance(output := data.get("output", {}), dict) and output.get("uri") is None:
+        set_key(data, "output.uri", f"./out/{data['name']}-{datetime.now(UTC):%Y%m%dT%H%M%S}")
     return parse_config(data)
 
 
