@@ -57,7 +57,7 @@ def run_job(
     check_names(config.engine, config.sampling)
     with before_the_run():
         prepared = books.prepare(config, resolve_model(config), git_revision=find_git_revision(os.getcwd()))
-    return _finish(narrowed(prepared), address, quiet, verbose)
+    return finish(narrowed(prepared), address=address, quiet=quiet, verbose=verbose)
 
 
 def resume_run(
@@ -74,7 +74,7 @@ def resume_run(
     revision = find_git_revision(os.getcwd())
     with before_the_run():
         prepared = books.prepare_resume(uri, storage, resolve_model, amend=amend, git_revision=revision)
-    return _finish(prepared, address, quiet, verbose)
+    return finish(prepared, address=address, quiet=quiet, verbose=verbose)
 
 
 def replay_run(
@@ -92,10 +92,13 @@ def replay_run(
     revision = find_git_revision(os.getcwd())
     with before_the_run():
         prepared = books.prepare_replay(uri, storage, resolve_model, keep, amend=amend, git_revision=revision)
-    return _finish(prepared, address, quiet, verbose)
+    return finish(prepared, address=address, quiet=quiet, verbose=verbose)
 
 
-def _finish(prepared: books.PreparedRun, address: str | None, quiet: bool, verbose: bool) -> Finished:
+def finish(
+    prepared: books.PreparedRun, *, address: str | None = None, quiet: bool = False, verbose: bool = False
+) -> Finished:
+    """Runs what is prepared to its end, and gives its output's lease back. Raises as `run_job`."""
     try:
         return _carried_out(prepared, address, quiet, verbose)
     finally:

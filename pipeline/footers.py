@@ -14,20 +14,29 @@ import pyarrow.parquet as pq
 from pipeline import plan
 from pipeline.columns import Columns, resolve
 from pipeline.config import InputConfig, RunConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, NoFilesError
 from pipeline.parquet import GarbledError, from_parquet
 from pipeline.part import part_of
 from pipeline.storage import CONCURRENCY, FileInfo, Store
 
 
-def list_inputs(config: InputConfig) -> list[FileInfo]:
+def list_inputs(config: InputConfig, *, may_be_empty: bool = False) -> list[FileInfo]:
     """The input's files, each once, in the order of `uri` and then by name.
 
     Raises:
-        StorageError: an input that is missing or out of reach.
+        StorageError: an input that is out of reach, or, unless it `may_be_empty`, that names no file.
     """
+
+    def find(uri: str) -> list[FileInfo]:
+        try:
+            return Store(uri, config.storage).find(uri)
+        except NoFilesError:
+            if may_be_empty:
+                return []
+            raise
+
     with ThreadPoolExecutor(CONCURRENCY) as pool:
-        listings = pool.map(lambda uri: Store(uri, config.storage).find(uri), config.uri)
+        listings = pool.map(find, config.uri)
         return list({f.uri: f for files in listings for f in files}.values())
 
 

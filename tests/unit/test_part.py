@@ -19,7 +19,9 @@ files = st.lists(st.lists(st.integers(0, 60), max_size=4), min_size=1, max_size=
 
 def planned(sizes: list[list[int]], max_rows: int = 16) -> pa.Table:
     groups = [
-        RowGroup(f"f{f}", f"e{f}", 9, g, rows, rows * 10) for f, inner in enumerate(sizes) for g, rows in enumerate(inner)
+        RowGroup(f"f{f}", f"e{f}", 9, g, rows, rows * 10)
+        for f, inner in enumerate(sizes)
+        for g, rows in enumerate(inner)
     ]
     return cut(groups, max_rows=max_rows, max_bytes=10**9)
 
