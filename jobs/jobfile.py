@@ -1,23 +1,26 @@
 """Job files: YAML with `--set` overrides, or no file at all. YAML is loaded safely and holds data, never code."""
 
 from collections.abc import Sequence
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from jobs.dates import with_date
 from pipeline.config import RunConfig
 from pipeline.config_errors import parse_config
 from pipeline.errors import ConfigError
 
 
-def load_job(path: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """The job in a YAML file, with `key.path=value` overrides (values are YAML).
+def load_job(path: str, overrides: Sequence[str] = (), *, day: date | None = None) -> RunConfig:
+    """The job in a YAML file, with `key.path=value` overrides (values are YAML), for a day if it depends on one.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or does not check.
     """
-    return parse_config(read_job(path, overrides), where=path)
+    data = read_job(path, overrides)
+    return parse_config(with_date(data, day, where=path) if isinstance(data, dict) else data, where=path)
 
 
 def read_job(path: str, overrides: Sequence[str] = ()) -> Any:
@@ -43,8 +46,9 @@ def read_job(path: str, overrides: Sequence[str] = ()) -> Any:
     return data
 
 
-def adhoc_job(given: dict[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
-    """A job from command-line options alone; `given` maps dotted keys to values, and None means not given.
+def adhoc_job(given: dict[str, Any], overrides: Sequence[str] = (), *, day: date | None = None) -> RunConfig:
+    """A job from command-line options alone; `given` maps dotted keys to values, and None means not given. Without an
+    output it gets a new folder below `out`.
 
     Raises:
         ConfigError: it does not check.
@@ -54,6 +58,9 @@ def adhoc_job(given: dict[str, Any], overrides: Sequence[str] = ()) -> RunConfig
         if value is not None and value != ():
             set_key(data, key, list(value) if isinstance(value, tuple) else value)
     apply_overrides(data, overrides)
+    data = with_date(data, day)
+    if isinstance(output := data.get("output", {}), dict) and output.get("uri") is None:
+        set_key(data, "output.uri", f"./out/{data['name']}-{datetime.now(UTC):%Y%m%dT%H%M%S}")
     return parse_config(data)
 
 

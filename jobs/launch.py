@@ -129,12 +129,23 @@ def _finish(
         wait([planning], SHORT_PLAN_S)
         if not planning.done():
             cluster.enter_context(connected(address, verbose=verbose))
-        prepared = planning.result()
-        advise(books.resume_advice(prepared.config.output))
-        try:
-            return _carried_out(prepared, address, quiet, verbose, preflight)
-        finally:
-            prepared.lease.release()
+        return finish(planning.result(), address=address, quiet=quiet, verbose=verbose, preflight=preflight)
+
+
+def finish(
+    prepared: books.PreparedRun,
+    *,
+    address: str | None = None,
+    quiet: bool = False,
+    verbose: bool = False,
+    preflight: bool = True,
+) -> Finished:
+    """Runs what is prepared to its end, and gives its output's lease back. Raises as `run_job`."""
+    advise(books.resume_advice(prepared.config.output))
+    try:
+        return _carried_out(prepared, address, quiet, verbose, preflight)
+    finally:
+        prepared.lease.release()
 
 
 def _carried_out(

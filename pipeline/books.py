@@ -35,7 +35,7 @@ from pipeline.model import ModelRef
 from pipeline.outcome import compared, spent
 from pipeline.output import SCHEMA_VERSION, Output
 from pipeline.progress import Progress
-from pipeline.storage import Store, is_partial
+from pipeline.storage import FileInfo, Store, is_partial
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +77,18 @@ class PreparedRun:
 
 
 def prepare(
-    config: RunConfig, model: ModelRef, *, git_revision: str | None = None, choice: Sequence[str] = ()
+    config: RunConfig,
+    model: ModelRef,
+    *,
+    files: Sequence[FileInfo] | None = None,
+    lease: Lease | None = None,
+    git_revision: str | None = None,
+    choice: Sequence[str] = (),
 ) -> PreparedRun:
     """Plans the run and records the plan in the output, or finds what an earlier session of the same job did there. From
-    here on the output is this session's, until the prepared run's lease is released. `choice` says why the engine's
-    settings are what they are, where they were chosen.
+    here on the output is this session's, until the prepared run's lease is released. `files` are all of the input that
+    the run is for, else it is for all that the job names. `lease` is the output's, where the caller holds it already.
+    `choice` says why the engine's settings are what they are, where they were chosen.
 
     Raises:
         ConfigError: the job cannot run on this input, or the output holds another run.
@@ -91,7 +98,7 @@ def prepare(
     check_names(config.engine, config.sampling)
     if config.cache.uri is not None:
         space(config, model)
-    planned = make_plan(config)
+    planned = make_plan(config, files)
     settings = plan.answer_settings(config, model.digests)
     mark = plan.fingerprint(settings, planned[2])
     output = _output(config.output)
@@ -105,9 +112,16 @@ def prepare(
                 raise _another_run(output, earlier, settings, planned[2])
             # as it was cut then: another version may cut otherwise
             return _again(config, model, output, lease, earlier, _planned(output, earlier), git_revision)
-        return _open(config, model, output, lease, settings, mark, planned, git_revision, choice)
+        return _open(config, model, output, lease, settings, mark, planned, files, git_revision, choice)
 
-    return held(output.uri, output.store, config.limits.lease_s, record)  # type: ignore[no-any-return]
+    return _under(lease, output, config, record)
+
+
+def _under(lease: Lease | None, output: Output, config: RunConfig, act: Callable[[Lease], PreparedRun]) -> PreparedRun:
+    """What `act` gives under the lease, or under a new one, which is given back if it fails."""
+    if lease is not None:
+        return act(lease)
+    return held(output.uri, output.store, config.limits.lease_s, act)  # type: ignore[no-any-return]
 
 
 def _output(config: OutputConfig) -> Output:
@@ -134,6 +148,7 @@ def _open(
     settings: dict[str, Any],
     mark: str,
     planned: tuple[Columns, pa.Schema, pa.Table],
+    files: Sequence[FileInfo] | None,
     git_revision: str | None,
     choice: Sequence[str],
 ) -> PreparedRun:
@@ -153,10 +168,12 @@ def _open(
         "read_schema": base64.b64encode(schema.serialize().to_pybytes()).decode(),
         "model": model.to_json(),
         "shards": table.num_rows,
-        "rows": int(pc.sum(table["num_rows"]).as_py()),
+        "rows": int(pc.sum(table["num_rows"]).as_py() or 0),
         "created_at": now(),
         "sessions": [_session(git_revision)],
     }
+    if files is not None:
+        record["empty_files"] = sorted({f.uri for f in files} - set(pc.unique(table["input_uri"]).to_pylist()))
     output.put_json("run.json", record)
     return PreparedRun(config, model, output, run_id, columns, schema, table, frozenset(), lease)
 
@@ -170,11 +187,13 @@ def prepare_resume(
     resolve: Callable[[RunConfig], ModelRef],
     *,
     amend: Amend = lambda config: config,
+    lease: Lease | None = None,
     git_revision: str | None = None,
 ) -> PreparedRun:
     """The run in an output folder, by its own plan: inputs are not listed again, and a file that changed since costs its
     own shards only. `resolve` finds the model, which must still have the digests that the run began with. `amend` may
-    change settings that change no answer: pool, limits, render threads, engine settings of speed.
+    change settings that change no answer: pool, limits, render threads, engine settings of speed. `lease` is the
+    output's, where the caller holds it already.
 
     Raises:
         ConfigError: there is no run, or its model is another one now, or `amend` changed an answer's setting.
@@ -200,7 +219,7 @@ def prepare_resume(
     def take(lease: Lease) -> PreparedRun:
         return _again(config, model, output, lease, output.read_run(), _planned(output, record), git_revision)
 
-    return held(output.uri, output.store, config.limits.lease_s, take)  # type: ignore[no-any-return]
+    return _under(lease, output, config, take)
 
 
 def _found(uri: str, storage: StorageConfig) -> tuple[RunConfig, dict[str, Any]]:
@@ -277,7 +296,7 @@ def prepare_replay(
         output.store.remove(output.at("_SUCCESS"))
         return replace(run, replayed=replayed)
 
-    return held(output.uri, output.store, config.limits.lease_s, take)  # type: ignore[no-any-return]
+    return _under(None, output, config, take)
 
 
 def _replayed(output: Output, keep: Callable[[dict[str, Any]], bool]) -> dict[int, Replayed]:

@@ -61,6 +61,13 @@ class StorageConfig(Section):
         return value
 
 
+class SampleConfig(Section):
+    rows: int = Field(ge=1)
+    """Rows of the sample; all, where the input has no more."""
+    seed: int = 0
+    """Another seed chooses other rows."""
+
+
 class InputConfig(Section):
     uri: StrList
     """Parquet files: a URI, glob or folder, or a list of these; local paths or `s3://`."""
@@ -70,7 +77,28 @@ class InputConfig(Section):
     """Columns copied to the output. Default: all but the image columns (and the messages column)."""
     sampling: str | None = None
     """Column whose struct or JSON object overrides `sampling` for its row."""
+    limit: int | None = Field(None, ge=1)
+    """Only the first rows of the input, for a look."""
+    sample: SampleConfig | None = None
+    """Only some rows, spread over all files, for a look."""
+    incremental: bool = False
+    """Each run takes the files that no earlier run of the job took; `output.uri` is the root of their outputs."""
     storage: StorageConfig = StorageConfig()
+
+    @model_validator(mode="after")
+    def _one_cut(self) -> "InputConfig":
+        if self.limit is not None and self.sample is not None:
+            raise ValueError("give either `limit` or `sample`")
+        if self.incremental and self.is_part:
+            raise ValueError(
+                "`incremental` takes files as a whole; for a look at some rows add `incremental: false` and another output"
+            )
+        return self
+
+    @property
+    def is_part(self) -> bool:
+        """Whether only some rows of the input are asked for."""
+        return self.limit is not None or self.sample is not None
 
     @field_validator("uri")
     @classmethod

@@ -38,6 +38,10 @@ class StorageError(HerdError):
     to mend, and the command exits as for a bad configuration; in mid-run the run stops, resumable."""
 
 
+class NoFilesError(StorageError):
+    """A folder or pattern of inputs that is in reach and names no file."""
+
+
 @contextlib.contextmanager
 def before_the_run() -> Iterator[None]:
     """Faults of storage before a run has started are the user's to mend: they exit as a bad configuration does."""

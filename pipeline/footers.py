@@ -4,7 +4,7 @@ No data page is read. A file that is not Parquet, is cut short, or whose needed 
 file's is refused here, before any engine starts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -13,42 +13,66 @@ import pyarrow.parquet as pq
 
 from pipeline import plan
 from pipeline.columns import Columns, resolve
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
+from pipeline.config import InputConfig, RunConfig
+from pipeline.errors import ConfigError, NoFilesError
 from pipeline.parquet import GarbledError, from_parquet
+from pipeline.part import part_of
 from pipeline.storage import CONCURRENCY, FileInfo, Store
 
 
-def make_plan(config: RunConfig) -> tuple[Columns, pa.Schema, pa.Table]:
-    """The job's columns, their Arrow schema, and its plan (`plan.SCHEMA`).
+def list_inputs(config: InputConfig, *, may_be_empty: bool = False) -> list[FileInfo]:
+    """The input's files, each once, in the order of `uri` and then by name.
+
+    Raises:
+        StorageError: an input that is out of reach, or, unless it `may_be_empty`, that names no file.
+    """
+
+    def find(uri: str) -> list[FileInfo]:
+        try:
+            return Store(uri, config.storage).find(uri)
+        except NoFilesError:
+            if may_be_empty:
+                return []
+            raise
+
+    with ThreadPoolExecutor(CONCURRENCY) as pool:
+        listings = pool.map(find, config.uri)
+        return list({f.uri: f for files in listings for f in files}.values())
+
+
+def make_plan(config: RunConfig, files: Sequence[FileInfo] | None = None) -> tuple[Columns, pa.Schema, pa.Table]:
+    """The job's columns, their Arrow schema, and its plan (`plan.SCHEMA`): over all of its input, or over these files of
+    it, which may turn out to hold no rows.
 
     Raises:
         StorageError: an input that is missing or out of reach.
         ConfigError: an input that cannot serve the job, or that holds no rows.
     """
-    stores = [Store(uri, config.input.storage) for uri in config.input.uri]
-    with ThreadPoolExecutor(CONCURRENCY) as pool:
-        listings = pool.map(lambda pair: pair[0].find(pair[1]), zip(stores, config.input.uri, strict=True))
-        sources = {f.uri: (store, f) for store, files in zip(stores, listings, strict=True) for f in files}
-    files = list(sources.values())
-    schema = read_footer(*files[0]).schema.to_arrow_schema()
-    columns = resolve(config, schema, where=files[0][1].uri)
+    sources = list_inputs(config.input) if files is None else files
+    schema = read_footer(sources[0], config.input).schema.to_arrow_schema()
+    columns = resolve(config, schema, where=sources[0].uri)
     read_schema = pa.schema([schema.field(name) for name in columns.read])
 
     def groups() -> Iterator[plan.RowGroup]:
+        # a look at the first rows needs no other files' footers
+        at_once = len(sources) if config.input.limit is None else CONCURRENCY
+        rows = 0
         with ThreadPoolExecutor(CONCURRENCY) as pool:
-            for found in pool.map(
-                partial(row_groups, config=config, read_schema=read_schema), *zip(*files, strict=True)
-            ):
-                yield from found
+            for start in range(0, len(sources), at_once):
+                some = sources[start : start + at_once]
+                for found in pool.map(partial(row_groups, config=config, read_schema=read_schema), some):
+                    yield from found
+                    rows += sum(group.num_rows for group in found)
+                if config.input.limit is not None and rows >= config.input.limit:
+                    return
 
     table = plan.cut(groups(), max_rows=config.shard.max_rows, max_bytes=int(config.shard.max_bytes))
-    if table.num_rows == 0:
-        raise ConfigError(f"The input has no rows in its {len(files)} files", where=", ".join(config.input.uri))
-    return columns, read_schema, table
+    if table.num_rows == 0 and files is None:
+        raise ConfigError(f"The input has no rows in its {len(sources)} files", where=", ".join(config.input.uri))
+    return columns, read_schema, part_of(table, config.input)
 
 
-def read_footer(store: Store, file: FileInfo) -> pq.FileMetaData:
+def read_footer(file: FileInfo, config: InputConfig) -> pq.FileMetaData:
     """The footer of a file.
 
     Raises:
@@ -56,7 +80,7 @@ def read_footer(store: Store, file: FileInfo) -> pq.FileMetaData:
         StorageError: it is out of reach.
     """
     try:
-        return from_parquet(store, file.uri, lambda parquet: parquet.metadata)
+        return from_parquet(Store(file.uri, config.storage), file.uri, lambda parquet: parquet.metadata)
     except GarbledError as e:
         raise ConfigError(
             f"This is not a Parquet file, or it is cut short ({file.size:,} bytes): {e}",
@@ -65,9 +89,9 @@ def read_footer(store: Store, file: FileInfo) -> pq.FileMetaData:
         ) from None
 
 
-def row_groups(store: Store, file: FileInfo, *, config: RunConfig, read_schema: pa.Schema) -> list[plan.RowGroup]:
+def row_groups(file: FileInfo, *, config: RunConfig, read_schema: pa.Schema) -> list[plan.RowGroup]:
     """The file's row groups, after checking that it has the columns of `read_schema`, with their types."""
-    footer = read_footer(store, file)
+    footer = read_footer(file, config.input)
     schema = footer.schema.to_arrow_schema()
     resolve(config, schema, where=file.uri)
     for field in read_schema:

@@ -159,6 +159,8 @@ def answer_settings(config: RunConfig, digests: dict[str, Any]) -> dict[str, Any
             "images": config.input.images,
             "carry": config.input.carry,
             "sampling": config.input.sampling,
+            # named only where they are set: outputs of earlier versions do not name them
+            **config.input.model_dump(include={"limit", "sample"}, exclude_none=True),
         },
         "prompt": config.prompt.model_dump(),
         "model": config.model,

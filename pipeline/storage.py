@@ -20,7 +20,7 @@ import fsspec
 from fsspec.asyn import sync
 
 from pipeline.config import StorageConfig
-from pipeline.errors import StorageError
+from pipeline.errors import NoFilesError, StorageError
 from pipeline.storage_faults import BodyMismatchError, is_lost_upload, is_precondition, retrying, storage_errors
 
 CONCURRENCY = 32
@@ -145,20 +145,32 @@ class Store:
     def exists(self, uri: str) -> bool:
         return bool(self.call(uri, lambda: self._do("exists", self.path(uri))))
 
+    def _ls(self, path: str) -> list[dict[str, Any]]:
+        return list(self._do("ls", path, detail=True, **({} if self.is_local else {"refresh": True})))
+
     def list_folder(self, uri: str) -> list[FileInfo]:
         """Files directly in a folder, by name, hidden ones left out; an empty list where the folder does not exist."""
 
         def look() -> list[FileInfo]:
             path = self.path(uri)
             try:
-                if self.is_local:
-                    entries = self.fs.ls(path, detail=True)
-                else:
-                    entries = self._do("ls", path, detail=True, refresh=True)
+                entries = self._ls(path)
             except FileNotFoundError:
                 return []
             files = [e for e in entries if e["type"] == "file" and not _is_hidden_file(e["name"])]
             return sorted((self._info(e) for e in files), key=lambda f: f.uri)
+
+        return self.call(uri, look)
+
+    def list_folders(self, uri: str) -> list[str]:
+        """Names of the folders directly in a folder, in order; an empty list where the folder does not exist."""
+
+        def look() -> list[str]:
+            try:
+                entries = self._ls(self.path(uri))
+            except FileNotFoundError:
+                return []
+            return sorted(e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
 
         return self.call(uri, look)
 
@@ -197,7 +209,7 @@ class Store:
         files = [d for d in found if d["type"] == "file" and not _is_hidden(d["name"], depth)]
         if not files:
             what = "No file matches this pattern" if is_pattern else "This folder holds no .parquet file"
-            raise StorageError(what, where=uri, todo="Check the spelling, or list it with your storage's own tool.")
+            raise NoFilesError(what, where=uri, todo="Check the spelling, or list it with your storage's own tool.")
         return sorted((self._info(d) for d in files), key=lambda f: f.uri)
 
     def read(self, uri: str, start: int | None = None, end: int | None = None) -> bytes:

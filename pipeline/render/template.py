@@ -4,7 +4,8 @@ A missing column and a null are errors of the row rather than an empty string or
 `{{ text or "" }}` or `{{ text | default("n/a", true) }}` where a null is expected. Templates see values, never code.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jinja2
@@ -51,19 +52,35 @@ _ENVIRONMENT.globals.clear()  # a column may well be named `range` or `dict`
 _ENVIRONMENT.tests["none"] = lambda value: value is None or isinstance(value, _Null)
 
 
+@contextlib.contextmanager
+def _syntax(key: str) -> Iterator[None]:
+    try:
+        yield
+    except jinja2.TemplateSyntaxError as e:
+        raise ConfigError(
+            f"The template does not parse: {e.message}", where=f"{key}, line {e.lineno}", todo="It is Jinja2."
+        ) from None
+
+
+def parse(text: str, key: str) -> jinja2.nodes.Template:
+    """A template's syntax tree, of which nothing has been evaluated (compiling one evaluates its constants).
+
+    Raises:
+        ConfigError: it does not parse; `key` is named.
+    """
+    with _syntax(key):
+        return _ENVIRONMENT.parse(text)
+
+
 class Template:
     """One compiled template. `key` is the job's key that it stands under, for messages."""
 
     def __init__(self, text: str, key: str) -> None:
         self.key = key
-        try:
+        with _syntax(key):
             names = find_undeclared_variables(_ENVIRONMENT.parse(text))
             self._template = _ENVIRONMENT.from_string(text)
             self._template.globals = {}  # there are none, and an empty dict is copied sooner than jinja2's chain of them
-        except jinja2.TemplateSyntaxError as e:
-            raise ConfigError(
-                f"The template does not parse: {e.message}", where=f"{key}, line {e.lineno}", todo="It is Jinja2."
-            ) from None
         self.uses_whole_row = ROW_VARIABLE in names
         self.variables = sorted(names - {ROW_VARIABLE})
 

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -157,8 +158,13 @@ def test_adhoc_job_takes_dotted_keys_and_skips_what_is_not_given() -> None:
 
 
 def test_adhoc_job_unsound_refused() -> None:
-    with pytest.raises(ConfigError, match="`output` is missing"):
-        adhoc_job({"input.uri": "a", "prompt.user": "hi", "engine.kind": "echo", "output.uri": None})
+    with pytest.raises(ConfigError, match="`model` is missing"):
+        adhoc_job({"input.uri": "a", "prompt.user": "hi", "output.uri": None})
+
+
+def test_adhoc_job_without_output_gets_a_folder_of_its_own() -> None:
+    config = adhoc_job({"input.uri": "a", "prompt.user": "hi", "engine.kind": "echo"}, ["name=cows"])
+    assert re.fullmatch(r"\./out/cows-\d{8}T\d{6}", config.output.uri)
 
 
 def test_amended_without_overrides_is_the_same_job(path: str) -> None:
