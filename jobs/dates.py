@@ -53,17 +53,27 @@ def _day(text: str, whole: str) -> date:
     )
 
 
+def is_dated(data: dict[str, Any]) -> bool:
+    """Whether a job's plain data holds an expression over the date, or what should be one."""
+    return any("{{" in text for key in KEYS for text in _texts(_at(data, key)))
+
+
+def _at(data: dict[str, Any], key: str) -> Any:
+    section, _, name = key.rpartition(".")
+    holder = data.get(section) if section else data
+    return holder.get(name) if isinstance(holder, dict) else None
+
+
 def with_date(data: dict[str, Any], day: date | None, *, where: str | None = None) -> dict[str, Any]:
     """A job's plain data with the date filled in under `KEYS`; all else as it is.
 
     Raises:
         ConfigError: an expression is not one over the date, or the job needs a day that is not given, or takes none.
     """
-    is_dated = False
+    was_dated = is_dated(data)
     for key in KEYS:
-        section, _, name = key.rpartition(".")
-        holder = data.get(section) if section else data
-        if not isinstance(holder, dict) or not any("{{" in text for text in _texts(holder.get(name))):
+        value = _at(data, key)
+        if not any("{{" in text for text in _texts(value)):
             continue
         if day is None:
             raise ConfigError(
@@ -71,11 +81,10 @@ def with_date(data: dict[str, Any], day: date | None, *, where: str | None = Non
                 where=where,
                 todo="Say which: --ds 2026-11-25, --ds today or --ds yesterday.",
             )
-        is_dated = True
-        value = holder[name]
         made = [_filled(v, key, day) for v in value] if isinstance(value, list) else _filled(value, key, day)
-        data = {**data, **({section: {**holder, name: made}} if section else {name: made})}
-    if day is not None and not is_dated:
+        section, _, name = key.rpartition(".")
+        data = {**data, **({section: {**data[section], name: made}} if section else {name: made})}
+    if day is not None and not was_dated:
         raise ConfigError(
             "--ds was given, and the job does not use the date",
             where=where,

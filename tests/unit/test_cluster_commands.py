@@ -116,10 +116,10 @@ def test_site_names_are_those_of_the_options() -> None:
 
 
 def test_job_to_send_leaves_the_date_open_and_asks_for_it_where_it_runs(write: Callable[..., Path]) -> None:
-    sent = job_to_send(str(write(**DATED)), ds="yesterday")
+    sent = job_to_send(str(write(**DATED)), ds="2026-11-25")
     assert yaml.safe_load(sent.text)["output"] == {"uri": "s3://b/out/{{ ds_nodash }}"}
-    assert sent.command[-2:] == ["--ds", "yesterday"]
-    assert (sent.config.name, sent.config.output.uri) == ("cows-ds", "s3://b/out/ds")
+    assert sent.command[-2:] == ["--ds", "2026-11-25"]
+    assert (sent.config.name, sent.config.output.uri) == ("cows-ds", "s3://b/out/20261125")
 
 
 def test_job_to_send_over_columns_named_ds_is_not_dated(write: Callable[..., Path]) -> None:
