@@ -134,7 +134,7 @@ def test_job_to_send_takes_days_and_ranges(write: Callable[..., Path], ds: str) 
 
 def test_job_to_send_without_its_day_or_with_none_is_refused(write: Callable[..., Path]) -> None:
     path = str(write(**DATED))
-    with pytest.raises(ConfigError, match="The job is for a day, and none is given"):
+    with pytest.raises(ConfigError, match="The job is for a day, by its `name`, and none is given"):
         job_to_send(path)
     with pytest.raises(ConfigError, match="`tomorrow; rm` is no date"):
         job_to_send(path, ds="tomorrow; rm")
