@@ -84,7 +84,7 @@ def _text(config: Config) -> Config:
     return inner if isinstance(inner, Mapping) else config
 
 
-def _common(config: Config, *, is_tied: bool = False) -> dict[str, Any]:
+def _common(config: Config) -> dict[str, Any]:
     """What all families have in common, with the parameters that go with it."""
     heads, hidden, layers = config["num_attention_heads"], config["hidden_size"], config["num_hidden_layers"]
     kv_heads = config.get("num_key_value_heads") or heads
@@ -101,7 +101,7 @@ def _common(config: Config, *, is_tied: bool = False) -> dict[str, Any]:
         "max_context": config["max_position_embeddings"],
         "attention": layers * hidden * head_dim * (2 * heads + 2 * kv_heads),
         "embedding": embedding,
-        "head": 0 if config.get("tie_word_embeddings", is_tied) else embedding,
+        "head": 0 if config.get("tie_word_embeddings", False) else embedding,
     }
 
 
