@@ -3,7 +3,9 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,15 +58,23 @@ def connected(address: str | None, *, verbose: bool = False) -> Iterator[None]:
             todo="Start one with `ray start --head`, or leave the address out to run on this machine.",
         ) from None
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):  # Ray's threads print warnings there, and it may be for a document
+            yield
     finally:
         with contextlib.suppress(Exception):  # what is done is done, and how the farewell goes changes nothing of it
             ray.shutdown()
 
 
+def is_own_cluster() -> bool:
+    """Whether the connected cluster was started by this process, and so is this machine."""
+    node = ray._private.worker._global_node
+    return node is not None and bool(node.is_head())
+
+
 def _start(options: dict[str, Any]) -> None:
     """Starts or joins Ray. A cluster of our own gets a second chance: Ray gives its own parts 30 s, which a machine that is
     busy with something else may not keep."""
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
     except Exception:
@@ -72,6 +82,9 @@ def _start(options: dict[str, Any]) -> None:
         if options["address"] != "local":
             raise
         ray.init(**options)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end the command with status 15
 
 
 @contextlib.contextmanager

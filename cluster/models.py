@@ -195,3 +195,14 @@ def _from_hub(name: str, hub_id: str, licence: str | None) -> ModelRef:
         return "hub:" + hashlib.sha256(json.dumps(sorted(entries)).encode()).hexdigest()
 
     return ModelRef(name, hub_id, digest(weights), digest(tokenizer), f"hub:{info.sha}", licence)
+
+
+def hub_bytes(hub_id: str) -> int:
+    """Bytes of a hub model's weights; 0 where the hub cannot be asked."""
+    from huggingface_hub import model_info
+
+    try:
+        files = model_info(hub_id, files_metadata=True).siblings or []
+    except Exception:  # the hub library raises its own, requests' and httpx's errors
+        return 0
+    return sum(f.size or 0 for f in files if f.rfilename.endswith(".safetensors"))

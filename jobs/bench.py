@@ -183,7 +183,13 @@ def bench(
         output = f"{place}/{uuid.uuid4().hex[:8]}"
         try:
             job = sample_job(config, setting, rows, output)
-            finished = run_job(job, quiet=True, verbose=verbose, narrowed=lambda run: sampled(run, rows))
+            finished = run_job(
+                job,
+                quiet=True,
+                verbose=verbose,
+                preflight=not setting,  # the nodes are the same for every setting
+                narrowed=lambda run: sampled(run, rows),
+            )
             assert finished.figures is not None, "a new output has shards to do"
             trial = trial_of(setting, job, finished.figures)
         except HerdError as e:

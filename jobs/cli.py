@@ -5,7 +5,7 @@ import traceback
 
 import click
 
-from jobs.commands import bench, doctor, look, plan, run
+from jobs.commands import bench, cluster, doctor, look, plan, run, schedule, submit
 from pipeline import __version__
 from pipeline.errors import HerdError
 
@@ -25,6 +25,7 @@ def cli() -> None:
     Is all of it there?       herd verify ./out
     What came out?            herd show ./out
     It was stopped:           herd resume ./out
+    On a cluster, for hours:  herd submit job.yaml --address http://head:8265
 
     \b
     Exit codes: 0 done and complete, 2 bad command or configuration, 3 done but more rows
@@ -43,6 +44,11 @@ for _command in (
     look.models,
     doctor.doctor,
     bench.bench,
+    submit.submit,
+    submit.logs,
+    submit.stop,
+    cluster.cluster,
+    schedule.schedule,
 ):
     cli.add_command(_command)
 

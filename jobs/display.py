@@ -174,6 +174,8 @@ def print_summary(
             table.add_row("bottleneck", figures.bottleneck)
     else:
         table.add_row("speed", "nothing was left to do: every shard was committed before")
+    if totals.get("compared"):
+        table.add_row("estimate", totals["compared"])
     table.add_row("output", output.uri)
     console.print()
     console.print(table, soft_wrap=True, highlight=False)

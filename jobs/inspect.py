@@ -1,20 +1,16 @@
-"""Facts about jobs and runs for the commands that only look: plan, status, verify, show, models."""
+"""Facts about jobs and runs for the commands that only look: status, verify, show, models."""
 
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-import pyarrow.compute as pc
-
 from cluster.models import Profile
-from cluster.placement import engine_resources
 from pipeline import books
-from pipeline.config import OutputConfig, RunConfig, StorageConfig
-from pipeline.engine.vllm_names import check_names
+from pipeline.config import OutputConfig, StorageConfig
 from pipeline.errors import ConfigError, before_the_run
 from pipeline.facts import now
-from pipeline.footers import make_plan
 from pipeline.live import read_live
+from pipeline.outcome import compared, spent
 from pipeline.output import Output
 from pipeline.report import answered_rows, quarantined_rows
 from pipeline.storage import Store
@@ -34,36 +30,15 @@ def open_output(uri: str, storage: StorageConfig) -> Output:
 
 
 @before_the_run()
-def plan_facts(config: RunConfig) -> dict[str, Any]:
-    """What a job would do, from footers alone. Raises as `pipeline.books.prepare`."""
-    check_names(config.engine, config.sampling)
-    columns, schema, table = make_plan(config)
-    per_shard = table["num_rows"]
-    resources = engine_resources(config)
-    return {
-        "name": config.name,
-        "num_files": len(pc.unique(table["input_uri"])),
-        "num_rows": pc.sum(per_shard).as_py(),
-        "num_shards": table.num_rows,
-        "rows_per_shard": {"min": pc.min(per_shard).as_py(), "max": pc.max(per_shard).as_py()},
-        "num_bytes": pc.sum(table["num_bytes"]).as_py(),
-        "columns_read": [f"{f.name}: {f.type}" for f in schema],
-        "columns_carried": list(columns.carry),
-        "engines": {"min": config.pool.min, "max": config.pool.ceiling, **resources},
-        "output": config.output.uri,
-    }
-
-
-@before_the_run()
 def status_facts(uri: str, storage: StorageConfig) -> dict[str, Any]:
     """How far a run is, from its records. `live` holds what the latest session said of itself, with `age_s`, the seconds
     since; null where nothing of this run says anything."""
     output = open_output(uri, storage)
-    record = output.read_run()
+    begun, record = books.reopen(uri, output.store)
     records = output.records()
     last = max((r.committed_at for r in records), default=None)
     age = (datetime.fromisoformat(now()) - datetime.fromisoformat(last)).total_seconds() if last else None
-    is_done = output.has("_SUCCESS")
+    is_done, took = output.has("_SUCCESS"), spent(record["sessions"], begun)
     return {
         "run_id": record["run_id"],
         "status": "done" if is_done else "running or stopped",
@@ -77,6 +52,11 @@ def status_facts(uri: str, storage: StorageConfig) -> dict[str, Any]:
         "seconds_since_last_commit": None if age is None else round(age, 1),
         "model": record["model"]["name"],
         "weights_digest": record["model"]["weights_digest"],
+        "spent": took,
+        "estimate": record.get("estimate"),
+        "compared": compared(
+            record.get("estimate"), took if is_done else None, record.get("totals") if is_done else None
+        ),
         "live": read_live(output, str(record["run_id"])),
         "next": f"herd {'verify' if is_done else 'resume'} {OutputConfig(uri=uri, storage=storage).arguments}",
     }

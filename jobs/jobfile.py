@@ -17,6 +17,15 @@ def load_job(path: str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: the file is missing, is not YAML, or does not check.
     """
+    return parse_config(read_job(path, overrides), where=path)
+
+
+def read_job(path: str, overrides: Sequence[str] = ()) -> Any:
+    """The plain data of a YAML file with overrides, not yet checked.
+
+    Raises:
+        ConfigError: the file is missing, or is not YAML.
+    """
     try:
         text = Path(path).read_text()
     except FileNotFoundError:
@@ -31,7 +40,7 @@ def load_job(path: str, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"The job file is not YAML: {getattr(e, 'problem', e)}", where=f"{path}{line}") from None
     if isinstance(data, dict):
         apply_overrides(data, overrides)
-    return parse_config(data, where=path)
+    return data
 
 
 def adhoc_job(given: dict[str, Any], overrides: Sequence[str] = ()) -> RunConfig:

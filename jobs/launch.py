@@ -3,17 +3,22 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
-
-import ray
 
 from cluster.connect import connected
 from cluster.models import resolve_model, with_profile
-from cluster.placement import check_room, engine_resources
+from cluster.preflight.quick import check_before_engines
+from cluster.room import Patience, place_on_cluster
 from jobs.display import Display
+from jobs.forecast import Forecast
+from jobs.guard import advise
 from pipeline import books
 from pipeline.budget import allowed_rows
 from pipeline.config import RunConfig, StorageConfig
@@ -22,6 +27,9 @@ from pipeline.errors import before_the_run
 from pipeline.facts import find_git_revision
 from pipeline.progress import Progress
 from pipeline.run import execute
+
+SHORT_PLAN_S = 1.0
+"""A plan that is made within this time is waited for: what is wrong with a job is then said before Ray is started."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +53,23 @@ def run_job(
     address: str | None = None,
     quiet: bool = False,
     verbose: bool = False,
+    preflight: bool = True,
     narrowed: Callable[[books.PreparedRun], books.PreparedRun] = lambda prepared: prepared,
 ) -> Finished:
     """Runs a job to its end, or resumes it if its output holds an earlier part of it. `narrowed` may take shards away from
-    the plan.
+    the plan; without `preflight` the cluster's nodes are taken as they are.
 
     Raises:
         HerdError: with the sentence for the user, and the exit code.
     """
     config = with_profile(config)
     check_names(config.engine, config.sampling)
-    with before_the_run():
-        prepared = books.prepare(config, resolve_model(config), git_revision=find_git_revision(os.getcwd()))
-    return _finish(narrowed(prepared), address, quiet, verbose)
+
+    def prepare() -> books.PreparedRun:
+        model = resolve_model(config)
+        return narrowed(books.prepare(config, model, git_revision=find_git_revision(os.getcwd())))
+
+    return _finish(prepare, address, quiet, verbose, preflight)
 
 
 def resume_run(
@@ -68,13 +80,13 @@ def resume_run(
     address: str | None = None,
     quiet: bool = False,
     verbose: bool = False,
+    preflight: bool = True,
 ) -> Finished:
     """Continues the run in an output folder by its own plan, with settings of speed and limits as `amend` makes them.
     Raises as `run_job`."""
     revision = find_git_revision(os.getcwd())
-    with before_the_run():
-        prepared = books.prepare_resume(uri, storage, resolve_model, amend=amend, git_revision=revision)
-    return _finish(prepared, address, quiet, verbose)
+    prepare = partial(books.prepare_resume, uri, storage, resolve_model, amend=amend, git_revision=revision)
+    return _finish(prepare, address, quiet, verbose, preflight)
 
 
 def replay_run(
@@ -86,39 +98,58 @@ def replay_run(
     address: str | None = None,
     quiet: bool = False,
     verbose: bool = False,
+    preflight: bool = True,
 ) -> Finished:
     """Asks again those quarantined rows for which `keep` holds, as `amend` would have them asked, and merges what comes
     back. Raises as `run_job`."""
     revision = find_git_revision(os.getcwd())
-    with before_the_run():
-        prepared = books.prepare_replay(uri, storage, resolve_model, keep, amend=amend, git_revision=revision)
-    return _finish(prepared, address, quiet, verbose)
+    prepare = partial(books.prepare_replay, uri, storage, resolve_model, keep, amend=amend, git_revision=revision)
+    return _finish(prepare, address, quiet, verbose, preflight)
 
 
-def _finish(prepared: books.PreparedRun, address: str | None, quiet: bool, verbose: bool) -> Finished:
-    try:
-        return _carried_out(prepared, address, quiet, verbose)
-    finally:
-        prepared.lease.release()
+def _finish(
+    prepare: Callable[[], books.PreparedRun], address: str | None, quiet: bool, verbose: bool, preflight: bool
+) -> Finished:
+    """Prepares the run and carries it out. Ray is started, or joined, while a plan that takes its time is being made; no
+    engine is, since what a plan finds out (a missing column, a model that does not fit) must not cost a GPU."""
+    planner = ThreadPoolExecutor(1, thread_name_prefix="herd-plan")  # not waited for when somebody interrupts
+    with ExitStack() as cluster:
+        planning = planner.submit(before_the_run()(prepare))
+        wait([planning], SHORT_PLAN_S)
+        if not planning.done():
+            cluster.enter_context(connected(address, verbose=verbose))
+        prepared = planning.result()
+        advise(books.resume_advice(prepared.config.output))
+        try:
+            return _carried_out(prepared, address, quiet, verbose, preflight)
+        finally:
+            prepared.lease.release()
 
 
-def _carried_out(prepared: books.PreparedRun, address: str | None, quiet: bool, verbose: bool) -> Finished:
+def _carried_out(
+    prepared: books.PreparedRun, address: str | None, quiet: bool, verbose: bool, preflight: bool
+) -> Finished:
     if not prepared.pending.num_rows:
         return Finished(prepared, books.close(prepared, Progress()), None)
     config = prepared.config
     last: list[Progress] = []
-    with connected(address, verbose=verbose), Display(config.name, quiet=quiet) as display:
-        check_room(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-        with _asked_to_stop() as asked:
+    with connected(address, verbose=verbose):
+        placement = place_on_cluster(config)
+        for warning in check_before_engines(prepared) if preflight else ():
+            print(f"Warning: {warning}", file=sys.stderr, flush=True)
+        patience, forecast = Patience(config, placement), Forecast(prepared)
+        with Display(config.name, quiet=quiet) as display, _asked_to_stop() as asked:
 
             def observe(figures: Progress) -> None:
                 last[:] = [figures]
                 display.observe(figures)
+                patience.check(figures)
+                forecast.keep()
                 if asked.is_set():
                     asked.clear()
                     raise KeyboardInterrupt
 
-            totals = execute(prepared, engine_resources(config), observe)
+            totals = execute(prepared, placement, observe)
     return Finished(prepared, totals, last[0] if last else None)
 
 

@@ -10,9 +10,10 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -32,6 +33,8 @@ from pipeline.source import shards_in
 COMMITTING = 2
 """Shards beyond those on the engine that may be in the hands of the commit, so that the engine never waits for it."""
 ASK_AGAIN_S = 0.5
+TELL_S = 0.5
+"""Seconds between two words to the ledger about the engine's figures. A commit brings them along."""
 COMMITTED = pa.schema([("shard", pa.int32())])
 
 
@@ -49,22 +52,35 @@ class EngineActor:
         self._cache = AnswerCache(config, job.engine.model) if config.cache.uri else None
         self._seats = threading.Semaphore(config.pool.shards_in_flight)
         self._busy = 0
-        self._write_s = 0.0
+        self._figures: dict[str, float] = {"write_s": 0.0}
+        self._told = 0.0
         self._deaths = 0
         self._counting = threading.Lock()
         self._meter = Meter(job.run_id)
         self._threads = ThreadPoolExecutor(config.pool.shards_in_flight + COMMITTING, thread_name_prefix="herd-shard")
+        engine = replace(
+            job.engine,
+            devices=tuple(context.get_accelerator_ids().get("GPU", ())),
+            node=self._node,
+            address=context.gcs_address,
+        )
+        if engine.gang is None:
+            self._placed([self._node])
         events = Events(
+            placed=self._placed,
             ready=self._ready,
             figures=self._tell,
             died=self._died,
             noted=lambda message: ledger.noted.remote(f"{self._name}: {message}"),
         )
         try:
-            self._host = EngineHost(job.engine, max_rows=job.max_rows, events=events)
+            self._host = EngineHost(engine, max_rows=job.max_rows, events=events)
         except HerdError as e:
             ray.get(ledger.run_failed.remote(e))
             raise
+
+    def _placed(self, nodes: Sequence[str]) -> None:
+        self._ledger.engine_placed.remote(self._id, sorted(set(nodes)))
 
     def _ready(self, info: EngineInfo, seconds: float) -> None:
         self._name = f"{info.name} #{self._id}"
@@ -72,8 +88,14 @@ class EngineActor:
         ray.get(self._ledger.engine_ready.remote(self._name, facts))
 
     def _tell(self, figures: dict[str, float]) -> None:
-        self._meter.take(self._name, figures)
-        self._ledger.engine_figures.remote(self._name, figures)
+        with self._counting:
+            self._figures.update(figures)
+            if time.monotonic() - self._told < TELL_S:
+                return
+            self._told = time.monotonic()
+            known = dict(self._figures)
+        self._meter.take(self._name, known)
+        self._ledger.engine_figures.remote(self._name, known)
 
     def _died(self, error_type: str, message: str) -> None:
         self._deaths += 1
@@ -97,7 +119,9 @@ class EngineActor:
                 rows = block.select(list(dict.fromkeys([*self._job.engine.columns.rendered, "__herd_row"])))
                 answered = self._host.answer(rows, longest_first=shard in self._job.tail)
                 seat.close()  # the engine does not wait for this one's commit
-                ray.get(self._ledger.committed.remote(self._commit(block, answered, attempt)))
+                record, figures = self._commit(block, answered, attempt)
+                self._meter.take(self._name, figures)
+                ray.get(self._ledger.committed.remote(record, self._name, figures))
             except HerdError as e:
                 ray.get(self._ledger.run_failed.remote(e))
                 raise
@@ -106,7 +130,8 @@ class EngineActor:
                     self._busy -= 1
         return shard
 
-    def _commit(self, block: pa.Table, answered: Answered, attempt: int) -> CommitRecord:
+    def _commit(self, block: pa.Table, answered: Answered, attempt: int) -> tuple[CommitRecord, dict[str, float]]:
+        """Commits a shard; returns its record and the engine's figures, this commit included."""
         began = time.perf_counter()
         record = self._committer.commit(block, answered, attempt, self._name)
         if self._cache is not None:
@@ -115,9 +140,8 @@ class EngineActor:
             except HerdError as e:  # the answers stand in the output; the next run asks again
                 self._ledger.noted.remote(f"{self._name}: the answer cache took nothing: {e}")
         with self._counting:
-            self._write_s += time.perf_counter() - began
-            self._tell({"write_s": round(self._write_s, 4)})
-        return record
+            self._figures["write_s"] = round(self._figures["write_s"] + time.perf_counter() - began, 4)
+            return record, dict(self._figures)
 
     def _begin(self, shard: int) -> int | None:
         """The attempt's number once the shard may be begun. On a node that is being drained nothing may: when the last

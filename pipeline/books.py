@@ -32,6 +32,7 @@ from pipeline.footers import make_plan
 from pipeline.lease import NAME as LEASE_NAME
 from pipeline.lease import Lease, check, held
 from pipeline.model import ModelRef
+from pipeline.outcome import compared, spent
 from pipeline.output import SCHEMA_VERSION, Output
 from pipeline.progress import Progress
 from pipeline.storage import Store, is_partial
@@ -364,10 +365,15 @@ def close(run: PreparedRun, progress: Progress) -> dict[str, Any]:
     }
     store, names = run.output.store, [run.output.at("run.json"), run.output.at("_SUCCESS")]
     stood = [store.find_one(name) for name in names]
-    if progress.shards_done or stood[1] is None:
-        record = run.output.read_run()
+    record = run.output.read_run()
+    has_ended_now = bool(progress.shards_done or stood[1] is None)
+    if has_ended_now:
         record["sessions"][-1].update(ended_at=now(), **_session_figures(progress))
-        record.update(status="done", totals=totals, finished_at=now())
+    took, estimate = spent(record["sessions"], run.config), record.get("estimate")
+    totals |= {"spent": took, "estimate": estimate, "compared": compared(estimate, took, totals)}
+    if has_ended_now:
+        kept = {key: value for key, value in totals.items() if key != "estimate"}  # which stands beside them there
+        record.update(status="done", totals=kept, finished_at=now())
         run.check_lease()
         for name, value, expected in zip(names, (record, totals), stood, strict=True):
             if store.put_if(name, json.dumps(value, indent=1, default=str).encode(), expected) is None:

@@ -218,6 +218,9 @@ class PoolConfig(Section):
     """Ray accelerator type that engines are pinned to, such as `H100`. None: engines run on the CPU."""
     shards_in_flight: int = Field(4, ge=1)
     """Shards that one engine works on at a time, so that it never drains between two."""
+    wait_s: float = Field(900.0, gt=0)
+    """Seconds that a run waits for a first engine to have its place, and again when it has lost them all: for nodes that
+    others use, or that an autoscaler is to bring. A pool that can never fit is refused at once."""
 
     @property
     def ceiling(self) -> int:
@@ -296,6 +299,15 @@ class CacheConfig(Section):
     storage: StorageConfig = StorageConfig()
 
 
+class CostConfig(Section):
+    """What a run is expected to take: `herd plan` says it, and a run keeps it beside what it took."""
+
+    gpu_hour_usd: float | None = Field(None, ge=0)
+    """US dollars for one GPU and hour. None: a small dated table of list prices, see `cluster.prices`."""
+    sample_rows: int = Field(64, ge=0)
+    """Rows that `herd run` looks at for its estimate, beside the start of its engines; 0: it makes none."""
+
+
 class OutputConfig(Section):
     uri: Annotated[str, Field(min_length=1), AfterValidator(_no_credentials)]
     """Folder that the run owns: a local path or `s3://bucket/prefix`."""
@@ -335,6 +347,7 @@ class RunConfig(Section):
     limits: LimitsConfig = LimitsConfig()
     cache: CacheConfig = CacheConfig()
     evaluate: EvaluateConfig | None = None
+    cost: CostConfig = CostConfig()
     output: OutputConfig
 
     @field_validator("sampling")

@@ -57,7 +57,10 @@ class Ledger:
         self._in_flight.add(shard)
         return Permit.GO, self._earlier.get(shard, 0) + self._attempts[shard]
 
-    def committed(self, record: CommitRecord) -> None:
+    def committed(
+        self, record: CommitRecord, engine: str | None = None, figures: Mapping[str, float] | None = None
+    ) -> None:
+        """Takes a record that stands now, and the latest figures of the engine that answered it, if one did."""
         p = self._progress
         p.shards_done += 1
         p.rows_ok += record.rows_ok
@@ -68,6 +71,8 @@ class Ledger:
         self._attempts.pop(record.shard, None)
         self._in_flight.discard(record.shard)
         self._committed.add(record.shard)
+        if engine is not None and figures is not None:
+            self.engine_figures(engine, figures)
 
     def read(self, seconds: float, rows: int, num_bytes: int) -> None:
         """Takes note of a block that a task has read."""
@@ -89,10 +94,18 @@ class Ledger:
             self.noted(f"node {node[:12]} is being drained; its engines finish what they have and move")
         self._draining = frozenset(nodes)
 
+    def engines_wanted(self) -> None:
+        """Takes note that the run has come to the work that engines do."""
+        self._progress.wants_engines = True
+
+    def engine_placed(self, engine: str, nodes: Sequence[str]) -> None:
+        """Takes note that an engine has the resources it needs, on these nodes; it may not be ready for long."""
+        self._progress.places[engine] = list(nodes)
+
     def engine_ready(self, engine: str, facts: dict[str, Any]) -> None:
         self._progress.engines.setdefault(engine, {}).update(facts)
 
-    def engine_figures(self, engine: str, figures: dict[str, float]) -> None:
+    def engine_figures(self, engine: str, figures: Mapping[str, float]) -> None:
         """Takes an engine's latest figures, some or all of: `window_s`, `rows`, `busy_s`, `render_wait_s`, `rows_wait_s`
         (see `pipeline.engine.loop.Window`); `render_s`, of which `image_s` for images, and `parse_s`, summed over threads;
         `prepare_s`; `write_s`, of committing, summed over threads; `rows_reused`; what `Engine.gauges` names."""

@@ -15,16 +15,9 @@ from typing import Any
 
 from pipeline.config import StorageConfig
 from pipeline.errors import ConfigError
-from pipeline.storage import Store
+from pipeline.model_files import TOKENIZER_FILES, Read, check_model, template_of
+from pipeline.storage import FileInfo, Store
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.json",
-)
-TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 CHUNK_BYTES = 2**20
 
 
@@ -56,56 +49,27 @@ def cache_folder() -> Path:
 
 def check_files(folder: Path) -> None:
     """Raises `ConfigError` naming the first file of a local model that is missing or cut short."""
-
-    def wrong(what: str) -> ConfigError:
-        return ConfigError(what, where=str(folder), todo="Download or copy the model again.")
-
     if not folder.is_dir():
         raise ConfigError("The model's folder does not exist", where=str(folder))
-    if not (folder / "config.json").is_file():
-        raise wrong("The model has no config.json")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise wrong(f"{index.name} is not an index of weight files") from None
-        missing = [n for n in names if not (folder / n).is_file()]
-        if missing:
-            raise wrong(f"{len(missing)} of the model's {len(names)} weight files are missing, first {missing[0]}")
-    else:
-        names = sorted(p.name for p in folder.glob("*.safetensors"))
-        if not names:
-            raise wrong("The model has no .safetensors weights (pickled weights are not loaded)")
-    for name in names:
-        expected, found = _expected_bytes(folder / name), (folder / name).stat().st_size
-        if expected != found:
-            raise wrong(f"Weight file {name} has {found:,} bytes and its header says {expected:,}")
-    if not any((folder / n).is_file() for n in TOKENIZER_FILES[:3]):
-        raise wrong("The model has no tokenizer files")
-    if read_template(folder) is None:
-        raise wrong("The model has no chat template (chat_template.jinja, or in tokenizer_config.json)")
-
-
-def _expected_bytes(path: Path) -> int:
-    """A safetensors file's size by its header: 8 bytes of header length, the header, and the last tensor's end."""
-    with path.open("rb") as f:
-        length = int.from_bytes(f.read(8), "little")
-        if length == 0 or path.stat().st_size < 8 + length:
-            return 8 + max(length, 1)
-        header = json.loads(f.read(length))
-    ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
-    return 8 + length + max(ends, default=0)
+    check_model(_sizes(folder), _reader(folder), str(folder))
 
 
 def read_template(folder: Path) -> str | None:
     """The text of the model's chat template, wherever it stands; None if there is none."""
-    for name in TEMPLATE_FILES:
-        if (folder / name).is_file():
-            return (folder / name).read_text()
-    config = folder / "tokenizer_config.json"
-    template = json.loads(config.read_text()).get("chat_template") if config.is_file() else None
-    return None if template is None else template if isinstance(template, str) else json.dumps(template)
+    return template_of(_sizes(folder), _reader(folder))
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {p.name: p.stat().st_size for p in folder.iterdir() if p.is_file()}
+
+
+def _reader(folder: Path) -> Read:
+    def read(name: str, start: int, end: int | None) -> bytes:
+        with (folder / name).open("rb") as f:
+            f.seek(start)
+            return f.read() if end is None else f.read(end - start)
+
+    return read
 
 
 def inspect_local(name: str, folder: Path, licence: str | None = None) -> ModelRef:
@@ -172,18 +136,51 @@ def localise(location: str, storage: StorageConfig) -> str:
     if not location.startswith("s3://"):
         return location
     store = Store(location, storage)
-    files = [f for f in store.list_folder(location) if f.size > 0]
-    if not files:
-        raise ConfigError("There is no model at this address", where=location)
-    key = hashlib.sha256(json.dumps([(f.uri, f.size, f.etag) for f in files]).encode()).hexdigest()[:16]
-    folder = cache_folder() / "models" / key
+    files = model_objects(location, store)
+    folder = _copy_folder(files)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for file in files:
-            target = folder / file.uri.rsplit("/", 1)[-1]
+            target = folder / file.name
             if not target.is_file() or target.stat().st_size != file.size:
                 partial = target.with_suffix(target.suffix + ".partial")
                 store.fs.get_file(store.path(file.uri), str(partial))
                 partial.replace(target)
     return str(folder)
+
+
+def model_objects(location: str, store: Store) -> list[FileInfo]:
+    """The files of a model in an object store.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    files = [f for f in store.list_folder(location) if f.size > 0]
+    if not files:
+        raise ConfigError("There is no model at this address", where=location)
+    return files
+
+
+def check_objects(location: str, store: Store) -> None:
+    """Raises `ConfigError` naming the first file of a model in an object store that is missing or cut short. Of the
+    weights only headers are read."""
+    files = {f.name: f for f in model_objects(location, store)}
+
+    def read(name: str, start: int, end: int | None) -> bytes:
+        return store.read(files[name].uri, start, end)
+
+    check_model({name: f.size for name, f in files.items()}, read, location)
+
+
+def missing_bytes(location: str, store: Store) -> int:
+    """Bytes of a model in an object store of which this node has no copy yet."""
+    files = model_objects(location, store)
+    folder = _copy_folder(files)
+    here = {f.name for f in files if (folder / f.name).is_file() and (folder / f.name).stat().st_size == f.size}
+    return sum(f.size for f in files if f.name not in here)
+
+
+def _copy_folder(files: list[FileInfo]) -> Path:
+    key = hashlib.sha256(json.dumps([(f.uri, f.size, f.etag) for f in files]).encode()).hexdigest()[:16]
+    return cache_folder() / "models" / key

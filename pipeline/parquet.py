@@ -27,8 +27,11 @@ def to_parquet(table: pa.Table, metadata: dict[str, str]) -> bytes:
     return bytes(sink.getvalue())
 
 
-def from_parquet(store: Store, uri: str, read: Callable[[pq.ParquetFile], Made], *, block_size: int = 2**20) -> Made:
-    """What `read` makes of a file. Page checksums are verified where the file has any.
+def from_parquet(
+    store: Store, uri: str, read: Callable[[pq.ParquetFile], Made], *, block_size: int = 2**20, buffer_size: int = 0
+) -> Made:
+    """What `read` makes of a file. Page checksums are verified where the file has any. With a `buffer_size` columns are
+    read so many bytes at a time, for those who may stop before the end of a row group.
 
     Raises:
         GarbledError: it cannot be decoded, although it was read several times.
@@ -37,7 +40,7 @@ def from_parquet(store: Store, uri: str, read: Callable[[pq.ParquetFile], Made],
 
     def once() -> Made:
         with store.open(uri, block_size=block_size) as f:
-            return read(pq.ParquetFile(f, page_checksum_verification=True))
+            return read(pq.ParquetFile(f, buffer_size=buffer_size, page_checksum_verification=True))
 
     for _ in range(TRIES):
         try:

@@ -30,6 +30,10 @@ class Progress:
     """Quarantined rows by `stage/error_type`."""
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By engine what it told when it was ready, and its latest figures."""
+    wants_engines: bool = False
+    """Whether the run has come to the work that engines do; before it looks for answers that are known already."""
+    places: dict[str, list[str]] = field(default_factory=dict)
+    """By engine actor the nodes where it last had the resources that an engine needs."""
     engine_deaths: int = 0
     events: list[str] = field(default_factory=list)
     failed_shards: dict[int, str] = field(default_factory=dict)

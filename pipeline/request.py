@@ -1,12 +1,16 @@
-"""What passes between rendering, engines and answers: declared, immutable, and free of any engine's types."""
+"""What passes between rendering, engines and answers: declared, immutable, and free of any engine's types.
+
+What is made for every row is a named tuple: made, and passed between processes, in a third of the time of a frozen data
+class.
+"""
 
 import hashlib
 import json
 import sys
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -21,8 +25,7 @@ class RequestImage:
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """A turn of a chat: its role, and texts and images in order."""
 
     role: str
@@ -42,12 +45,11 @@ class Sampling:
         """Whether an answer does not depend on chance: greedy, or with a seed of its own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One row, ready to be asked."""
 
     messages: tuple[Message, ...]
-    sampling: "Sampling"
+    sampling: Sampling
 
     @property
     def images(self) -> list[RequestImage]:
@@ -71,17 +73,15 @@ class Request:
         return digest.hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """A request in an engine's own form. `prompt_token_ids` are as the model sees them, images expanded."""
 
     prompt_token_ids: Sequence[int]
     request_sha256: str
-    payload: Any = field(repr=False)
+    payload: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(NamedTuple):
     """An engine's answer. `finish_reason` is vLLM's: `stop`, `length`, ... `text` is None until it is detokenised."""
 
     text: str | None
@@ -103,8 +103,7 @@ class Failure:
         return cls(error.stage, error.error_type, error.message)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How one row ended, with the digests of what was asked (none when it failed before it could be asked), the run that
     asked it, where that was done for another row, and the request's key, where its answer does not depend on chance."""
 

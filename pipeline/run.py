@@ -30,11 +30,12 @@ from pipeline.bundles import bundles, in_order, tail
 from pipeline.cache import AnswerCache
 from pipeline.committer import ActorJob
 from pipeline.config import RunConfig
-from pipeline.errors import HerdError
+from pipeline.errors import EngineStartError, HerdError
 from pipeline.host.process import EngineJob
 from pipeline.lease import FencedError
 from pipeline.ledger import start_ledger
 from pipeline.live import LiveFile
+from pipeline.placement import Placement
 from pipeline.progress import Progress
 from pipeline.recall import Recaller
 from pipeline.report import examples_of
@@ -46,6 +47,9 @@ CUT_S = 15.0
 """How long a run that is cut off waits at most for Ray Data to end what it has under way."""
 IO_TASK_CPUS = 0.25
 RECALLERS = 4
+ENGINE_VARIABLES = ("VLLM_", "NCCL_", "HF_")
+"""Settings in the environment of whoever starts a run that are meant for engines, wherever they are."""
+HOST_VARIABLES = ("VLLM_HOST_IP", "VLLM_PORT")
 
 
 class InterruptedRunError(HerdError):
@@ -65,15 +69,14 @@ class _CutOff(ExecutionCallback):  # type: ignore[misc]
 
 
 def execute(
-    run: PreparedRun, placement: Mapping[str, Any], observe: Callable[[Progress], None] = lambda progress: None
+    run: PreparedRun, placement: Placement, observe: Callable[[Progress], None] = lambda progress: None
 ) -> dict[str, Any]:
     """Answers and commits every pending shard, then writes `_SUCCESS`; returns its content, the run's totals.
 
-    `placement` holds the arguments of `map_batches` that place one engine (`num_cpus`, `num_gpus`, ...). `observe` is
-    called on this thread several times a second.
+    `observe` is called on this thread several times a second, and may end the run with an EngineStartError.
 
     Raises:
-        EngineStartError: no engine could start.
+        EngineStartError: no engine could start, or found a place.
         HerdError: the run stopped before every shard was committed, and why; it can be resumed.
         InterruptedRunError: `observe` or a signal raised KeyboardInterrupt.
         BudgetError: so many rows are quarantined that the run ended early.
@@ -95,7 +98,7 @@ def execute(
 
 def _answer(
     run: PreparedRun,
-    placement: Mapping[str, Any],
+    placement: Placement,
     start: Progress,
     observe: Callable[[Progress], None],
 ) -> Progress:
@@ -141,6 +144,9 @@ def _answer(
         raise HerdError(
             f"The Ray cluster was lost: {type(e).__name__}", todo=resume_advice(run.config.output)
         ) from None
+    except EngineStartError as e:
+        give_up(run, progress, str(e))
+        raise _explained(e, run) from None
     except KeyboardInterrupt:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)  # what it says of being cut off is no news
         progress = _drained(run, ledger, ended, progress)
@@ -187,7 +193,7 @@ def _overspent(run: PreparedRun, why: str, progress: Progress) -> BudgetError:
     )
 
 
-def _passes(run: PreparedRun, placement: Mapping[str, Any], ledger: Any) -> Iterator[Any]:
+def _passes(run: PreparedRun, placement: Placement, ledger: Any) -> Iterator[Any]:
     """The datasets that carry the run, one after the other: what the answer cache knows, then what engines are asked."""
     _set_context()
     config, pending = run.config, run.pending
@@ -198,7 +204,7 @@ def _passes(run: PreparedRun, placement: Mapping[str, Any], ledger: Any) -> Iter
         config = config.model_copy(update={"cache": config.cache.model_copy(update={"uri": uri})})
         if not run.replayed and not AnswerCache(config, run.model).is_empty():
             actors = min(RECALLERS, pending.num_rows)
-            source, job = _work(run, config, pending, ledger, lanes=actors, engines=1)
+            source, job = _work(run, config, placement, pending, ledger, lanes=actors, engines=1)
             yield source.map_batches(
                 Recaller,
                 fn_constructor_args=(job, ledger),
@@ -206,6 +212,7 @@ def _passes(run: PreparedRun, placement: Mapping[str, Any], ledger: Any) -> Iter
                 batch_format="pyarrow",
                 compute=ActorPoolStrategy(min_size=1, max_size=actors),
                 num_cpus=IO_TASK_CPUS,
+                **placement.reads,
             )
             known = pa.array(sorted(run.output.committed()), pa.int32())
             pending = pending.filter(pc.invert(pc.is_in(pending["shard"], known)))
@@ -213,8 +220,10 @@ def _passes(run: PreparedRun, placement: Mapping[str, Any], ledger: Any) -> Iter
         pool = config.pool
         engines = min(pool.ceiling, pending.num_rows)
         in_hand = pool.shards_in_flight + COMMITTING
-        source, job = _work(run, config, pending, ledger, lanes=engines * in_hand, engines=engines)
-        yield source.map_batches(
+        source, job = _work(run, config, placement, pending, ledger, lanes=engines * in_hand, engines=engines)
+        ledger.engines_wanted.remote()
+        # `map_batches` itself refuses GPUs without a batch size, and with one it would join and split bundles
+        yield source.map_batches_internal(
             EngineActor,
             fn_constructor_args=(job, ledger),
             batch_size=None,
@@ -225,7 +234,7 @@ def _passes(run: PreparedRun, placement: Mapping[str, Any], ledger: Any) -> Iter
                 max_tasks_in_flight_per_actor=in_hand,
                 max_concurrent_calls_per_actor=in_hand,
             ),
-            **placement,
+            **placement.actor,
         )
 
 
@@ -235,11 +244,20 @@ def _set_context() -> None:
     context.enable_progress_bars = False
     context.custom_execution_callback_classes = [_CutOff]
     context.print_on_execution_start = False
+    # a pool grows when its engines have in hand what they can take: Ray Data's own threshold asks for 1.75 times that
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its faults reach us as exceptions
 
 
 def _work(
-    run: PreparedRun, config: RunConfig, pending: pa.Table, ledger: Any, *, lanes: int, engines: int
+    run: PreparedRun,
+    config: RunConfig,
+    placement: Placement,
+    pending: pa.Table,
+    ledger: Any,
+    *,
+    lanes: int,
+    engines: int,
 ) -> tuple[Any, ActorJob]:
     """A dataset that reads pending shards, for `lanes` bundles at work at a time, and what its actors need to know."""
     ordered = in_order(pending)
@@ -249,6 +267,7 @@ def _work(
         ShardSource(packed, run.schema, config.input.storage, ledger, rows),
         override_num_blocks=len(packed),
         num_cpus=IO_TASK_CPUS,
+        **placement.reads,
         # each is a process to start first; a bundle lasts an engine for longer than it takes to read
         concurrency=min(len(packed), engines + 1),
     )
@@ -258,7 +277,9 @@ def _work(
             run.columns,
             run.model,
             run.run_id,
-            engines_per_node=-(-engines // sum(1 for node in ray.nodes() if node["Alive"])),
+            engines_per_node=placement.engines_per_node(engines),
+            gang=placement.gang,
+            variables=_for_engines(os.environ),
             omp_num_threads=os.environ.get("OMP_NUM_THREADS"),
         ),
         run.run_id,
@@ -269,6 +290,10 @@ def _work(
         tail=tail(ordered, lanes),
     )
     return dataset, job
+
+
+def _for_engines(environment: Mapping[str, str]) -> dict[str, str]:
+    return {k: v for k, v in environment.items() if k.startswith(ENGINE_VARIABLES) and k not in HOST_VARIABLES}
 
 
 def _explained(fault: BaseException, run: PreparedRun) -> HerdError:

@@ -39,6 +39,11 @@ class FileInfo:
     size: int
     etag: str
 
+    @property
+    def name(self) -> str:
+        """The last part of its address."""
+        return self.uri.rsplit("/", 1)[-1]
+
 
 @lru_cache(maxsize=16)
 def _filesystem(protocol: str, storage: StorageConfig) -> Any:
@@ -195,8 +200,9 @@ class Store:
             raise StorageError(what, where=uri, todo="Check the spelling, or list it with your storage's own tool.")
         return sorted((self._info(d) for d in files), key=lambda f: f.uri)
 
-    def read(self, uri: str) -> bytes:
-        return self.call(uri, lambda: bytes(self._do("cat_file", self.path(uri))))
+    def read(self, uri: str, start: int | None = None, end: int | None = None) -> bytes:
+        """An object's bytes, or those from one offset to another."""
+        return self.call(uri, lambda: bytes(self._do("cat_file", self.path(uri), start=start, end=end)))
 
     def read_many(self, uris: Sequence[str]) -> list[bytes]:
         """The bytes of each object, in order, fetched concurrently."""

@@ -6,35 +6,54 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from cluster.models import resolve_model, with_profile
-from jobs.commands.options import json_option
+from cluster.models import with_profile
+from cluster.preflight.findings import Finding, folded
+from jobs.commands.options import json_option, set_option
 from jobs.commands.printing import print_json
 from jobs.display import stdout_console
 from jobs.jobfile import load_job
 
+COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
+
 
 @click.command()
 @click.argument("job", required=False)
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the job.")
+@click.option(
+    "--address", help="Check every node of this Ray cluster, such as `auto`. Default: this machine, without Ray."
+)
+@click.option(
+    "--limit", "limit_s", type=click.FloatRange(min=1), default=60.0, show_default=True, help="Seconds a node gets."
+)
+@set_option
 @json_option
-def doctor(job: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Check this machine, and what a job needs from it, before a run. Exits with 4 if a check fails.
+def doctor(job: str | None, address: str | None, limit_s: float, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Check this machine or every node of a cluster, and what a job needs of them, before a run. Exits with 4 if a check
+    fails.
 
     \b
     herd doctor
     herd doctor job.yaml
+    herd doctor job.yaml --address auto
     """
-    from cluster.doctor import check_job, check_machine
+    from jobs.checkup import check_cluster, check_here
 
-    findings = check_machine()
-    if job is not None:
-        findings += check_job(with_profile(load_job(job, overrides)), resolve_model)
+    config = None if job is None else with_profile(load_job(job, overrides))
+    found = check_here(config) if address is None else check_cluster(config, address, limit_s)
     if as_json:
-        print_json([f.to_json() for f in findings])
+        print_json([f.to_json() for f in found])
     else:
-        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        for f in findings:
-            colour = {"pass": "green", "warn": "yellow", "fail": "red"}[f.verdict]
-            table.add_row(Text(f.verdict, style=colour), Text(f.what), Text(f.found), Text(f.todo))
-        stdout_console().print(table, highlight=False)
-    sys.exit(4 if any(f.verdict == "fail" for f in findings) else 0)
+        _print(found)
+    sys.exit(4 if any(f.verdict == "fail" for f in found) else 0)
+
+
+def _print(found: list[Finding]) -> None:
+    num_nodes = len({f.node for f in found if f.node})
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for line in folded(found):
+        nodes = line.nodes
+        where = f"{len(nodes)} nodes" if len(nodes) > 2 or len(nodes) == num_nodes > 1 else ", ".join(nodes) or "job"
+        f = line.finding
+        table.add_row(
+            Text(f.verdict, style=COLOURS[f.verdict]), Text(where), Text(f.what), Text(line.found), Text(f.todo)
+        )
+    stdout_console().print(table, highlight=False)

@@ -7,28 +7,37 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.models import PROFILES
+from cluster.submission import is_job_id
 from jobs import inspect
 from jobs.commands.options import json_option, storage, store_options
 from jobs.commands.printing import print_facts, print_json
+from jobs.commands.submit import jobs_address, print_job
 from jobs.display import live_facts, stdout_console
 
 
 @click.command()
 @click.argument("out")
 @store_options
+@jobs_address
 @json_option
-def status(out: str, endpoint_url: str | None, anonymous: bool, as_json: bool) -> None:
+def status(out: str, endpoint_url: str | None, anonymous: bool, address: str | None, as_json: bool) -> None:
     """Say how far the run in folder OUT is, from its commit records, and how its latest session fares: speed, engines,
-    where time goes and what bounds it.
+    where time goes and what bounds it. With the id of a submitted job: how that job fares on its cluster.
 
     \b
     herd status s3://bucket/labels/digits
+    herd status herd-cows-20261125T211153-5fcf8c --address http://head:8265
     """
+    if address is not None or is_job_id(out):
+        print_job(out, address, as_json)
+        return
     facts = inspect.status_facts(out, storage(endpoint_url, anonymous))
     if as_json:
         print_json(facts)
         return
-    live = facts.pop("live")
+    live, took = facts.pop("live"), facts.pop("spent")
+    facts.pop("estimate")
+    facts |= {"seconds": took["seconds"], "estimate": facts.pop("compared") or "none"}
     print_facts({**facts, **(live_facts(live) if live else {})})
 
 

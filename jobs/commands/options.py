@@ -23,6 +23,12 @@ def cluster_options(f: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--address", help="Ray cluster to run on, such as `auto`. Default: RAY_ADDRESS, else here.")(f)
 
 
+def preflight_option(f: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--preflight/--no-preflight", default=True, show_default=True, help="Check the nodes before engines start."
+    )(f)
+
+
 def store_options(f: Callable[..., Any]) -> Callable[..., Any]:
     f = click.option("--anonymous", is_flag=True, help="Reach OUT without credentials.")(f)
     return click.option("--endpoint-url", help="Endpoint of the S3-compatible store that OUT is on.")(f)

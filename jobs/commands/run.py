@@ -5,7 +5,16 @@ from typing import Any
 
 import click
 
-from jobs.commands.options import cluster_options, job_of, job_options, json_option, set_option, storage, store_options
+from jobs.commands.options import (
+    cluster_options,
+    job_of,
+    job_options,
+    json_option,
+    preflight_option,
+    set_option,
+    storage,
+    store_options,
+)
 from jobs.commands.printing import print_json
 from jobs.display import print_summary
 from jobs.jobfile import amended
@@ -38,8 +47,9 @@ def _report(finished: Any, as_json: bool) -> None:
 @click.command()
 @job_options
 @cluster_options
+@preflight_option
 @json_option
-def run(as_json: bool, address: str | None, verbose: bool, **options: Any) -> None:
+def run(as_json: bool, address: str | None, verbose: bool, preflight: bool, **options: Any) -> None:
     """Run a job, from a YAML file or from options alone. Run it again to resume it.
 
     \b
@@ -61,7 +71,8 @@ def run(as_json: bool, address: str | None, verbose: bool, **options: Any) -> No
     """
     from jobs.launch import run_job
 
-    _report(run_job(job_of(options), address=address, quiet=as_json, verbose=verbose), as_json)
+    finished = run_job(job_of(options), address=address, quiet=as_json, verbose=verbose, preflight=preflight)
+    _report(finished, as_json)
 
 
 @click.command()
@@ -69,6 +80,7 @@ def run(as_json: bool, address: str | None, verbose: bool, **options: Any) -> No
 @set_option
 @store_options
 @cluster_options
+@preflight_option
 @json_option
 def resume(
     out: str,
@@ -78,6 +90,7 @@ def resume(
     as_json: bool,
     address: str | None,
     verbose: bool,
+    preflight: bool,
 ) -> None:
     """Continue the run in folder OUT with what is not committed yet.
 
@@ -97,6 +110,7 @@ def resume(
             address=address,
             quiet=as_json,
             verbose=verbose,
+            preflight=preflight,
         ),
         as_json,
     )
@@ -109,6 +123,7 @@ def resume(
 @set_option
 @store_options
 @cluster_options
+@preflight_option
 @json_option
 def replay(
     out: str,
@@ -120,6 +135,7 @@ def replay(
     as_json: bool,
     address: str | None,
     verbose: bool,
+    preflight: bool,
 ) -> None:
     """Ask the quarantined rows of a finished run again, and merge what comes back.
 
@@ -144,6 +160,7 @@ def replay(
             address=address,
             quiet=as_json,
             verbose=verbose,
+            preflight=preflight,
         ),
         as_json,
     )

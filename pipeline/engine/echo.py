@@ -54,7 +54,8 @@ class EchoPreparer:
 class EchoEngine:
     """See the module. Implements `pipeline.engine.base.Engine`."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, workers: Sequence[tuple[str, list[str]]] | None = None) -> None:
+        """`workers` says by rank where workers would be, as node and GPUs, and goes into the engine's facts."""
         if config.answer.kind == "regex":
             raise ConfigError(
                 "The echo engine cannot make text for a regex", where="answer.regex", todo="Use text, choice or vllm."
@@ -70,7 +71,8 @@ class EchoEngine:
         self._hung: set[int] = set()
         self.tokens = 0
         max_num_seqs = int(config.engine.vllm_args.get("max_num_seqs", 256))
-        self.info = EngineInfo(f"echo {__version__}", max_num_seqs, {"max_num_seqs": max_num_seqs, "pid": os.getpid()})
+        facts = {"max_num_seqs": max_num_seqs, "pid": os.getpid(), **({} if workers is None else {"workers": workers})}
+        self.info = EngineInfo(f"echo {__version__}", max_num_seqs, facts)
 
     def add(self, key: int, prepared: Prepared) -> None:
         text, max_tokens = prepared.payload

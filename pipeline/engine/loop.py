@@ -1,7 +1,7 @@
 """The stepping thread: the only one that touches an engine's `add` and `step`, and that does nothing else.
 
-Requests come in prepared, results go out through a callback that must be quick. When the engine raises, every request
-under way is given to `on_death` and the thread ends: a dead engine is rebuilt with its process, never mended in place.
+Requests come in prepared, the results of each step go out through a callback that must be quick. When the engine raises,
+`on_death` is told and the thread ends: a dead engine is rebuilt with its process, never mended in place.
 """
 
 import threading
@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from pipeline.engine.base import Engine
 from pipeline.errors import RowError
@@ -18,17 +19,17 @@ from pipeline.request import Completion, Failure, Prepared
 PATIENCE_S = 0.1
 """How long an idle engine waits for a batch to fill."""
 
-Done = Callable[[Completion | Failure], None]
 
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One prepared request, its shard's slot in the journal, its index in the shard, and where its result goes."""
+class Work(NamedTuple):
+    """One prepared request, its shard's slot in the journal, its number in the shard, and what the caller knows it by."""
 
     slot: int
-    index: int
+    row: int
     prepared: Prepared
-    done: Done
+    asked: Any
+
+
+Done = Callable[[list[tuple[Work, Completion | Failure]]], None]
 
 
 @dataclass
@@ -60,8 +61,10 @@ class Window:
 class EngineLoop:
     """Steps one engine until it is closed or dies, and keeps its figures."""
 
-    def __init__(self, engine: Engine, journal: Journal, on_death: Callable[[BaseException], None]) -> None:
-        self._engine, self._journal, self._on_death = engine, journal, on_death
+    def __init__(
+        self, engine: Engine, journal: Journal, on_done: Done, on_death: Callable[[BaseException], None]
+    ) -> None:
+        self._engine, self._journal, self._on_done, self._on_death = engine, journal, on_done, on_death
         self._inbox: deque[Work] = deque()
         self._wake = threading.Condition()
         self._closed = False
@@ -105,9 +108,7 @@ class EngineLoop:
                 if ended:
                     self.window.rows += len(ended)
                     self.window.latest = now
-                for key, result in ended:
-                    work = self._under_way.pop(key)
-                    work.done(result)
+                    self._on_done([(self._under_way.pop(key), result) for key, result in ended])
         except BaseException as e:  # whatever kills the engine is the caller's to report, with its traceback
             self._on_death(e)
         finally:
@@ -142,15 +143,18 @@ class EngineLoop:
             taken = [self._inbox.popleft() for _ in range(min(max(room, 0), len(self._inbox)))]
         if taken and self.window.began is None:
             self.window.began = time.perf_counter()
+        refused: list[tuple[Work, Completion | Failure]] = []
         for work in taken:
             key = self._next_key
             self._next_key += 1
-            self._journal.mark(work.slot, work.index, Phase.ADMIT)
+            self._journal.mark(work.slot, work.row, Phase.ADMIT)
             try:
                 self._engine.add(key, work.prepared)
             except RowError as e:
-                work.done(Failure.of(e))
+                refused.append((work, Failure.of(e)))
             else:
-                self._journal.mark(work.slot, work.index, Phase.ENGINE)
+                self._journal.mark(work.slot, work.row, Phase.ENGINE)
                 self._under_way[key] = work
+        if refused:
+            self._on_done(refused)
         return not self._closed

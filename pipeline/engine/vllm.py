@@ -42,7 +42,9 @@ IMAGES_PER_PROMPT = 10  # vLLM's own limit is 999 and is profiled for; its autho
 
 
 def engine_args(config: RunConfig, model_path: str) -> dict[str, Any]:
-    """The arguments for `vllm.LLM`: the job's own over Herd's defaults. Pure."""
+    """The arguments for `vllm.LLM`: the job's own over Herd's defaults. Pure.
+
+    How workers are started is always said: left to itself vLLM picks `ray` wherever it meets a placement group."""
     given = config.engine.vllm_args
     on_cpu = config.pool.accelerator is None
     has_images = bool(config.input.images) or config.prompt.messages is not None
@@ -203,26 +205,29 @@ class VllmEngine:
         EngineStartError: vLLM refuses the model or the settings.
     """
 
-    def __init__(self, config: RunConfig, model: ModelRef, model_path: str) -> None:
+    def __init__(self, config: RunConfig, model: ModelRef, model_path: str, seats: Any = None) -> None:
+        """`seats` is a placement group with a GPU for each worker, bundle i for rank i; without one the workers are
+        processes on this node."""
         import vllm
         from vllm.exceptions import VLLMError
 
         # images come preprocessed, from processes with caches of their own
         args = {**engine_args(config, model_path), "mm_processor_cache_gb": 0}
+        if seats is not None:
+            args["distributed_executor_backend"] = "ray"
         try:
-            llm = vllm.LLM(**args)
+            self._engine = vllm.LLM(**args).llm_engine if seats is None else _over_nodes(args, seats)
         except Exception as e:  # pydantic, torch, transformers, vLLM: all say why in their message
             raise EngineStartError(
                 f"vLLM could not start: {type(e).__name__}: {_first_lines(e)}", where=model.name
             ) from e
         self._vllm_error, self._params = VLLMError, _Params(config)
-        self._engine = llm.llm_engine
         self.tokens = self._prompt_tokens = self._cached_tokens = 0
         # out of reach where the core is a process of its own
         self._scheduler = getattr(getattr(self._engine.engine_core, "engine_core", None), "scheduler", None)
         self._count_tokens(self._engine.engine_core)
-        self._max_model_len = int(llm.model_config.max_model_len)
-        self._decoder = copy.deepcopy(llm.get_tokenizer())  # vLLM's own is in use on another thread
+        self._max_model_len = int(self._engine.model_config.max_model_len)
+        self._decoder = copy.deepcopy(self._engine.get_tokenizer())  # vLLM's own is in use on another thread
         settings = {k: v for k, v in args.items() if k != "model"}
         self.info = EngineInfo(
             f"vllm {vllm.__version__}",
@@ -304,6 +309,21 @@ class VllmEngine:
         for i, text in zip(raw, decoded, strict=True):
             out[i] = text
         return out
+
+
+def _over_nodes(args: dict[str, Any], seats: Any) -> Any:
+    """vLLM's engine with its workers in a placement group. `vllm.LLM` would only find one that its process was started
+    in, and make another that may tear a tensor parallel group apart."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    os.environ["VLLM_RAY_BUNDLE_INDICES"] = ",".join(str(rank) for rank in range(len(seats.bundle_specs)))
+    found = EngineArgs(**args).create_engine_config(UsageContext.LLM_CLASS)
+    found.parallel_config.placement_group = seats
+    return LLMEngine.from_vllm_config(
+        found, usage_context=UsageContext.LLM_CLASS, disable_log_stats=args["disable_log_stats"]
+    )
 
 
 def _too_long(message: str) -> RowError:

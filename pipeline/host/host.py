@@ -46,6 +46,7 @@ IDLE_DEATH_S = 1.0
 class Events:
     """What the host tells while it works; each is called on the host's thread and must be quick."""
 
+    placed: Callable[[Sequence[str]], None] = lambda nodes: None
     ready: Callable[[EngineInfo, float], None] = lambda info, seconds: None
     figures: Callable[[dict[str, float]], None] = lambda figures: None
     died: Callable[[str, str], None] = lambda error_type, message: None
@@ -189,7 +190,7 @@ class EngineHost:
         born = time.monotonic()
         progress, since, start_s = (-1, -1), born, 0.0
         said = ""
-        is_ready = False
+        is_ready, is_placed = False, self._job.gang is None
         self._life = {}
         while not self._closed:
             self._take_arrivals()
@@ -201,6 +202,9 @@ class EngineHost:
                 os.read(self._doorbell_in, 4096)
             for message in life.messages():  # after its death too: what it said before is as good as ever
                 match message:
+                    case ("placed", nodes):
+                        is_placed, born = True, time.monotonic()
+                        self._events.placed(nodes)
                     case ("ready", info):
                         is_ready, start_s = True, time.monotonic() - born
                         progress, since = self._journal.progress, time.monotonic()
@@ -223,7 +227,7 @@ class EngineHost:
             if self._journal.progress != progress or not self._batches:
                 progress, since = self._journal.progress, time.monotonic()
             limit = self._limits.stall_s if is_ready else self._limits.start_s
-            if time.monotonic() - (since if is_ready else born) > limit:
+            if is_placed and time.monotonic() - (since if is_ready else born) > limit:
                 what = "no row and no token got on" if is_ready else "it did not get ready"
                 return "engine_stall", f"{what} for {limit:g} s; its process was killed", start_s
         return None

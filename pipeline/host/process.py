@@ -5,14 +5,13 @@ takes questions and hands back pieces. It ends with the socket, and with the hos
 GPU for nobody.
 """
 
-import ctypes
+import gc
 import os
-import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -25,13 +24,13 @@ from pipeline.config import RunConfig
 from pipeline.engine.base import Engine, Preparer
 from pipeline.engine.echo import EchoEngine, EchoPreparer
 from pipeline.errors import HerdError
+from pipeline.fate import end_with
 from pipeline.host.journal import Journal
 from pipeline.host.rendering import Recall, Renderers, default_concurrency, default_processes, fork_renderers
 from pipeline.host.worker import Worker
 from pipeline.ipc import from_ipc, to_ipc
 from pipeline.model import ModelRef, localise
-
-PR_SET_PDEATHSIG = 1
+from pipeline.placement import Gang
 
 
 @dataclass(frozen=True)
@@ -43,14 +42,28 @@ class EngineJob:
     model: ModelRef
     run_id: str = ""
     engines_per_node: int = 1
+    gang: Gang | None = None
+    """GPUs that the process takes itself, beyond the actor's."""
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Of the environment in which the run was started, what concerns engines; a node's own come first."""
+    devices: tuple[str, ...] = ()
+    """The actor's GPUs, as Ray numbers them on its node."""
+    node: str = ""
+    address: str = ""
+    """The actor's node, and the cluster it is in."""
     omp_num_threads: str | None = None
     """`OMP_NUM_THREADS` as the user set it. Ray sets it to the CPUs that an actor reserves, which says nothing of an engine."""
 
     def environment(self) -> dict[str, str]:
         """The environment of the engine's process. Threads for an engine on the CPU are its share of the node's cores, less
         one for image preprocessing where there are images: threads that step together wait for the one that is held up.
-        On an accelerator they are vLLM's to choose."""
-        out = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        On an accelerator they are vLLM's to choose.
+
+        The GPUs are said in any case: on clusters with `RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES` Ray does not, and each
+        engine would take the node's first ones."""
+        out = {**self.variables, **os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        if self.devices:
+            out["CUDA_VISIBLE_DEVICES"] = ",".join(self.devices)
         out.pop("OMP_NUM_THREADS", None)
         if self.omp_num_threads is not None:
             out["OMP_NUM_THREADS"] = self.omp_num_threads
@@ -61,8 +74,9 @@ class EngineJob:
         return out
 
 
-def start(job: EngineJob, journal: Journal) -> tuple[Engine, Renderers]:
-    """The job's engine, ready, and its rendering processes, forked before the engine had a thread or a device.
+def start(job: EngineJob, journal: Journal, placed: Callable[[Sequence[str]], None]) -> tuple[Engine, Renderers]:
+    """The job's engine, ready, and its rendering processes, forked before the engine had a thread or a device. An engine
+    that takes a gang has `placed` called with the nodes, by rank, once it has them.
 
     Raises:
         HerdError: it cannot start, and why.
@@ -79,6 +93,8 @@ def start(job: EngineJob, journal: Journal) -> tuple[Engine, Renderers]:
         adapter.load(config)
         make_preparer = partial(adapter.VllmPreparer.beside_the_engine, config, path)
         make_engine = partial(adapter.VllmEngine, config, job.model, path)
+    if job.gang is not None:
+        make_engine = partial(_with_gang, job, job.gang, make_engine, placed)
     cores = len(os.sched_getaffinity(0))
     processes = default_processes(config, cores, job.engines_per_node)
     threads = config.render.concurrency or default_concurrency(job.columns, cores)
@@ -89,9 +105,28 @@ def start(job: EngineJob, journal: Journal) -> tuple[Engine, Renderers]:
         journal,
         make_preparer,
         partial(_recall, job),
-        partial(_end_with, os.getpid()),
+        partial(_begin_renderer, os.getpid()),
     )
     return make_engine(), renderers
+
+
+def _begin_renderer(parent: int) -> None:
+    end_with(parent)
+    collect_seldom()
+
+
+def _with_gang(
+    job: EngineJob, wanted: Gang, make_engine: Callable[..., Engine], placed: Callable[[Sequence[str]], None]
+) -> Engine:
+    from pipeline import gang
+
+    gang.join(job.address)
+    seats = gang.reserve(wanted, job.node)
+    placed(seats.nodes)
+    if job.config.engine.kind == "echo":  # has no workers, and shows where they would be
+        return make_engine(workers=gang.probe(seats))
+    gang.spread_model(seats, job.model.location, job.config.input.storage, job.node)
+    return make_engine(seats=seats.group)
 
 
 def _recall(job: EngineJob) -> Recall:
@@ -103,19 +138,18 @@ def _recall(job: EngineJob) -> Recall:
     return cache.recall
 
 
-def _end_with(parent: int) -> None:
-    """Has the kernel end this process when the host's thread ends, however that comes about."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
+def collect_seldom() -> None:
+    """Has the garbage collector leave what is here alone, and look at what is new a hundred times less often than by default:
+    rows come and go as tuples without cycles, and looking at them took two thirds of the time of receiving them."""
+    gc.freeze()
+    gc.set_threshold(70_000)
 
 
 def main(fd: int) -> None:
     os.set_inheritable(fd, False)
     connection = Connection(fd)
     job, journal_path, slots, rows, parent = connection.recv()
-    _end_with(parent)
+    end_with(parent)
     journal = Journal(journal_path, slots, rows)
     sending = threading.Lock()
 
@@ -124,7 +158,8 @@ def main(fd: int) -> None:
             connection.send(message)
 
     try:
-        engine, renderers = start(job, journal)
+        engine, renderers = start(job, journal, lambda nodes: send("placed", nodes))
+        collect_seldom()
         pa.array([None], pa.int32())  # has pyarrow import what it will want, now rather than while the engine works
     except Exception as e:  # whatever keeps an engine from starting is told to the host, which decides
         send("failed", str(e) if isinstance(e, HerdError) else f"{type(e).__name__}: {e}")
@@ -138,7 +173,8 @@ def main(fd: int) -> None:
         os._exit(1)
 
     worker = Worker(job.config, job.columns, engine, journal, emit, on_death, renderers, run_id=job.run_id)
-    send("ready", engine.info)
+    facts = {**engine.info.facts, "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES")}
+    send("ready", replace(engine.info, facts=facts))
     threading.Thread(target=_receive, args=(connection, worker), name="herd-receive", daemon=True).start()
     worker.run()
 

@@ -7,19 +7,20 @@ order: a few threads render (they may wait for images), one thread prepares.
 """
 
 import contextlib
+import copyreg
 import io
 import os
 import pickle
 import queue
 import signal
+import sys
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 
@@ -44,8 +45,7 @@ Made = TypeVar("Made")
 Recall = Callable[[str], Known | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(NamedTuple):
     """A row that is ready to be asked. `key` is its request's, or None where identical rows are asked each by itself."""
 
     prepared: Prepared
@@ -53,8 +53,7 @@ class Ready:
     key: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Recalled:
+class Recalled(NamedTuple):
     """A row whose answer an earlier run has been given."""
 
     known: Known
@@ -160,18 +159,13 @@ class _Rendering:
         return Ready(prepared, request.sampling.sha256, key)
 
 
-class _Pickler(pickle.Pickler):
-    """Pickles tensors as their bytes, which is many times faster than torch's own way through an archive."""
+def _flat(tensor: Any) -> Any:
+    """A tensor as its bytes: many times faster than torch's own way through an archive."""
+    import torch
 
-    def reducer_override(self, obj: Any) -> Any:
-        if type(obj).__module__ == "torch" and type(obj).__name__ == "Tensor":
-            import torch
-
-            flat = (
-                obj.detach().contiguous().view(-1).view(torch.uint8) if obj.dim() else obj.reshape(1).view(torch.uint8)
-            )
-            return _tensor, (flat.numpy().tobytes(), str(obj.dtype).removeprefix("torch."), tuple(obj.shape))
-        return NotImplemented
+    solid = tensor.detach().contiguous()
+    data = (solid.view(-1) if solid.dim() else solid.reshape(1)).view(torch.uint8)
+    return _tensor, (data.numpy().tobytes(), str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
 
 
 def _tensor(data: bytes, dtype: str, shape: tuple[int, ...]) -> Any:
@@ -184,7 +178,10 @@ def _tensor(data: bytes, dtype: str, shape: tuple[int, ...]) -> Any:
 def dumps(value: Any) -> bytes:
     """A message between the engine's process and its forks."""
     sink = io.BytesIO()
-    _Pickler(sink, protocol=5).dump(value)
+    pickler = pickle.Pickler(sink, protocol=5)
+    if (torch := sys.modules.get("torch")) is not None:
+        pickler.dispatch_table = {**copyreg.dispatch_table, torch.Tensor: _flat}
+    pickler.dump(value)
     return sink.getvalue()
 
 

@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -24,7 +24,7 @@ from pipeline.host.journal import Journal, Phase
 from pipeline.host.memo import Known, Memo
 from pipeline.host.order import asking_order
 from pipeline.host.pieces import Pieces
-from pipeline.host.rendering import Recalled, Rendered, Renderers
+from pipeline.host.rendering import Ready, Recalled, Rendered, Renderers
 from pipeline.request import Completion, Failure, Outcome
 
 CHUNK_ROWS = 16
@@ -78,15 +78,20 @@ class _Question:
             return sorted(ended, key=lambda e: e[0]), self._left == 0
 
 
-@dataclass(slots=True)
-class _Asked:
-    """A row on its way through the engine, or waiting for another row's answer."""
+class _Asked(NamedTuple):
+    """A row on its way through the engine, or waiting for another row's answer. The digests are what is known of them."""
 
     question: _Question
-    index: int
-    sampling_sha256: str
-    key: str | None
+    row: int
+    sampling_sha256: str | None = None
+    key: str | None = None
     request_sha256: str | None = None
+
+
+def _asked(question: _Question, index: int, row: Rendered) -> _Asked:
+    if isinstance(row, Ready):
+        return _Asked(question, index, row.sampling_sha256, row.key, row.prepared.request_sha256)
+    return _Asked(question, index, row.sampling_sha256 if isinstance(row, Recalled) else None)
 
 
 class Worker:
@@ -123,7 +128,7 @@ class Worker:
         self._flushing = threading.Lock()
         self._spent: dict[str, float] = defaultdict(float)
         self._counting = threading.Lock()
-        self._loop = EngineLoop(engine, journal, self._died)
+        self._loop = EngineLoop(engine, journal, self._done, self._died)
         renderers.start(on_death)
         threading.Thread(target=self._flush_always, name="herd-flush", daemon=True).start()
 
@@ -173,57 +178,58 @@ class Worker:
     def _take_back(self, question: _Question, indices: Sequence[int], rendered: "Future[list[Rendered]]") -> None:
         with self._fatal(), contextlib.suppress(CancelledError):  # cancelled: the worker is being closed
             rows = rendered.result()
+            ended: list[tuple[_Asked, Outcome]] = []
             works = [
                 work
                 for index, row in zip(indices, rows, strict=True)
-                if (work := self._to_ask(question, index, row)) is not None
+                if (work := self._to_ask(_asked(question, index, row), row, ended)) is not None
             ]
+            self._end(ended)
             self._loop.submit(works, settled=len(rows))
 
-    def _to_ask(self, question: _Question, index: int, row: Rendered) -> Work | None:
-        """What the engine is to be asked for a row; nothing if the row has failed, or another row's answer will do."""
-        if isinstance(row, Failure):
-            self._end(question, index, Outcome(row))
-            return None
-        if isinstance(row, Recalled):
-            self._share(_Asked(question, index, row.sampling_sha256, None), row.known)
-            return None
-        asked = _Asked(question, index, row.sampling_sha256, row.key, row.prepared.request_sha256)
-        if self._memo is not None and row.key is not None:
-            known = self._memo.claim(row.key, asked)
+    def _to_ask(self, asked: _Asked, row: Rendered, ended: list[tuple[_Asked, Outcome]]) -> Work | None:
+        """What the engine is to be asked for a row; nothing if the row has failed, which is `ended` then, or if another
+        row's answer will do."""
+        if isinstance(row, Ready):
+            known = self._memo.claim(row.key, asked) if self._memo is not None and row.key is not None else True
+            if known is True:
+                return Work(asked.question.slot, asked.row, row.prepared, asked)
             if isinstance(known, Known):
-                self._share(asked, known)
-            if known is not True:
-                return None
-        return Work(question.slot, index, row.prepared, lambda result: self._done(asked, result))
-
-    def _done(self, asked: _Asked, result: Completion | Failure) -> None:
-        """Ends a row that was asked, and those that wait for the same answer."""
-        outcome = Outcome(result, asked.request_sha256, asked.sampling_sha256, None, asked.key)
-        if self._memo is not None and asked.key is not None:
-            known: Known | Failure
-            if isinstance(result, Completion):
-                known = Known(result, str(asked.request_sha256), self._run_id)
-            else:
-                known = result
-            for waiter in self._memo.settle(asked.key, known):
-                self._share(waiter, known)
-        self._end(asked.question, asked.index, outcome)
-
-    def _share(self, waiter: _Asked, known: Known | Failure) -> None:
-        if isinstance(known, Failure):
-            outcome = Outcome(known, None, waiter.sampling_sha256)
+                ended.append(self._shared(asked, known))
+        elif isinstance(row, Recalled):
+            ended.append(self._shared(asked, row.known))
         else:
-            outcome = Outcome(known.completion, known.request_sha256, waiter.sampling_sha256, known.run_id, waiter.key)
+            ended.append((asked, Outcome(row)))
+        return None
+
+    def _done(self, results: list[tuple[Work, Completion | Failure]]) -> None:
+        """Ends rows that were asked, and those that wait for the same answers."""
+        ended: list[tuple[_Asked, Outcome]] = []
+        for work, result in results:
+            asked = work.asked
+            if self._memo is not None and asked.key is not None:
+                known: Known | Failure
+                if isinstance(result, Completion):
+                    known = Known(result, asked.request_sha256, self._run_id)
+                else:
+                    known = result
+                ended.extend(self._shared(waiter, known) for waiter in self._memo.settle(asked.key, known))
+            ended.append((asked, Outcome(result, asked.request_sha256, asked.sampling_sha256, None, asked.key)))
+        self._end(ended)
+
+    def _shared(self, waiter: _Asked, known: Known | Failure) -> tuple[_Asked, Outcome]:
         with self._counting:
             self._spent["rows_reused"] += 1
-        self._end(waiter.question, waiter.index, outcome)
+        if isinstance(known, Failure):
+            return waiter, Outcome(known, None, waiter.sampling_sha256)
+        return waiter, Outcome(known.completion, known.request_sha256, waiter.sampling_sha256, known.run_id, waiter.key)
 
-    def _end(self, question: _Question, index: int, outcome: Outcome) -> None:
-        self._journal.mark(question.slot, index, Phase.IDLE)
-        self._slots.give(1)
-        if question.end(index, outcome):
-            self._wake.set()
+    def _end(self, ended: list[tuple[_Asked, Outcome]]) -> None:
+        for asked, outcome in ended:
+            self._journal.mark(asked.question.slot, asked.row, Phase.IDLE)
+            if asked.question.end(asked.row, outcome):
+                self._wake.set()
+        self._slots.give(len(ended))
 
     def _died(self, death: BaseException) -> None:
         self._flush()  # what was answered before stays answered

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -58,9 +59,10 @@ def herd(*args: object) -> tuple[float, float]:
     peak = 0.0
     while process.poll() is None:
         try:
-            status = Path(f"/proc/{process.pid}/status").read_text()
-        except OSError:
-            break
+            (driver,) = psutil.Process(process.pid).children()  # below its guard
+            status = Path(f"/proc/{driver.pid}/status").read_text()
+        except (OSError, ValueError, psutil.Error):  # not yet, or not any more
+            status = ""
         if found := re.search(r"VmHWM:\s+(\d+) kB", status):
             peak = int(found[1]) / 1024
         time.sleep(0.2)

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from pipeline.host.process import PR_SET_PDEATHSIG
+from pipeline.fate import PR_SET_PDEATHSIG
 from tests.conftest import REPOSITORY, S3_ENVIRONMENT
 
 INJECT = Path(__file__).parent / "inject"

@@ -16,12 +16,13 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 
 def kill_session(cage: Cage, command: Command) -> None:
     """Kills a command with its Ray and all that runs on it, as when the machine loses power."""
-    for process in [p for p in cage.processes() if p.pid != command.process.pid]:
+    processes = cage.processes()
+    command.process.kill()  # first, since it would speak of the death of the others
+    for process in processes:
         try:
             process.kill()
         except psutil.NoSuchProcess:
             continue
-    command.process.kill()
 
 
 def test_run_whose_engine_is_killed_again_and_again_quarantines_no_row_for_it(

@@ -81,3 +81,16 @@ def test_demo_run_again_has_nothing_to_do(out: Path, command: Command) -> None:
     ended = command("run", "jobs/demo/digits.yaml", "--set", f"output.uri={out}")
     assert "nothing was left to do" in ended.stdout
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == before
+
+
+def test_demo_plan_counts_the_tokens_that_vllm_counted(out: Path, command: Command) -> None:
+    facts = json.loads(command("plan", "jobs/demo/digits.yaml", "--sample", 1801, "--json").stdout)
+    totals = json.loads((out / "_SUCCESS").read_text())
+    counted = read_parts(out / "data")["prompt_tokens"]
+    assert facts["prompt_tokens"]["total"] == pc.sum(counted).as_py() == totals["prompt_tokens"]
+    assert (
+        facts["prompt_tokens"]["max"] == pc.max(counted).as_py()
+        and facts["prompt_tokens"]["mean"] == pc.mean(counted).as_py()
+    )
+    assert facts["output_tokens"]["total"]["expected"] == totals["output_tokens"]
+    assert {r: about["sampled"] for r, about in facts["quarantine_reasons"].items()} == totals["quarantine_reasons"]

@@ -149,6 +149,9 @@ def test_run_that_is_finished_records_its_shards_and_totals(finished: Path) -> N
             assert record[kind]["size"] == stored.stat().st_size
             assert record[kind]["etag"]
     totals = json.loads((out / "_SUCCESS").read_text())
+    expectations = {name: totals.pop(name) for name in ("estimate", "spent", "compared")}
+    assert expectations["spent"] == {"seconds": run["sessions"][0]["seconds"], "gpu_hours": None}
+    assert expectations["estimate"] == run["estimate"] and "output tokens" in expectations["compared"]
     assert totals == {
         "run_id": run["run_id"],
         "shards": NUM_SHARDS,
@@ -329,7 +332,7 @@ def test_plan_of_a_job_counts_files_rows_and_shards_and_writes_nothing(
     assert facts["rows_per_shard"] == {"min": 5, "max": 7}  # a group of 20 in three parts, one of 10 in two
     assert facts["columns_read"] == ["id: string", "text: string"]
     assert facts["columns_carried"] == ["id", "text"]
-    assert "num rows" in herd("plan", job).out
+    assert "100 rows in 2 files" in herd("plan", job).out
     assert not (tmp_path / "out").exists()
 
 

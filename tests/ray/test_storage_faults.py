@@ -237,8 +237,9 @@ def until(session: Session, is_so: Callable[[], bool]) -> None:
 
 
 def assert_refused(site: Site, herd: Herd, job: Path, session: Session) -> None:
-    """A second session ends, and names the first."""
-    named = f"process {session.pid} on {socket.gethostname()}"
+    """A second session ends, and names the first: the process that drives it, below its guard."""
+    (driver,) = psutil.Process(session.pid).children()
+    named = f"process {driver.pid} on {socket.gethostname()}"
     assert_ended(herd("run", job), 4, "Another session is writing this output", named, f"s3://{site.folder}/out")
 
 

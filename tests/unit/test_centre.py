@@ -11,6 +11,7 @@ HEAVY = ("ray", "vllm", "torch", "transformers")
     [
         "pipeline.config pipeline.config_errors pipeline.plan pipeline.columns pipeline.answers pipeline.request",
         "pipeline.output pipeline.verify pipeline.footers pipeline.render.rows",
+        "pipeline.survey pipeline.outcome cluster.tokens cluster.estimate cluster.speed jobs.planning",
     ],
 )
 def test_centre_imports_nothing_heavy(modules: str) -> None:

@@ -1,6 +1,5 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 import pytest
 
@@ -68,7 +67,7 @@ class Harness:
         self.results: dict[int, list[Completion | Failure]] = {}
         self.deaths: list[BaseException] = []
         self._changed = threading.Condition()
-        self.loop = EngineLoop(engine, self.journal, self._on_death)
+        self.loop = EngineLoop(engine, self.journal, self._on_done, self._on_death)
         self.thread = threading.Thread(target=self.loop.run, name="stepping", daemon=True)
         self.thread.start()
 
@@ -77,15 +76,14 @@ class Harness:
             self.deaths.append(death)
             self._changed.notify_all()
 
-    def done(self, index: int, result: Completion | Failure) -> None:
+    def _on_done(self, results: list[tuple[Work, Completion | Failure]]) -> None:
         with self._changed:
-            self.results.setdefault(index, []).append(result)
+            for work, result in results:
+                self.results.setdefault(work.asked, []).append(result)
             self._changed.notify_all()
 
     def works(self, *names: str, first: int = 0) -> list[Work]:
-        return [
-            Work(self.slot, n, Prepared([1], name, None), partial(self.done, n)) for n, name in enumerate(names, first)
-        ]
+        return [Work(self.slot, n, Prepared([1], name, None), n) for n, name in enumerate(names, first)]
 
     def wait(self, condition: Callable[[], bool]) -> None:
         with self._changed:
