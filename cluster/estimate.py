@@ -4,7 +4,7 @@ Ranges are carried along by their ends, as if all that is uncertain went the sam
 than wrong. What nobody can know here is None, with a sentence in `unknown`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -141,8 +141,6 @@ def lengths_of(data: Data, output: OutputTokens | None) -> RowLengths | None:
 class Cost:
     """Time and money of a whole job. None where there is no basis."""
 
-    rows_per_s: Range
-    """Over all engines."""
     eta_s: Range
     """Engine start included."""
     gpu_hours: Range | None
@@ -166,7 +164,6 @@ def cost(
     eta = asked * speed.row_s * (1 / engines) + speed.start_s
     gpu_hours = eta * (engines * gpus_per_engine / 3600) if gpus_per_engine else None
     return Cost(
-        (Range.exactly(engines).over(speed.row_s)).rounded(2),
         eta.rounded(1),
         gpu_hours.rounded(3) if gpu_hours else None,
         (gpu_hours * price.usd).rounded(2) if gpu_hours and price else None,
@@ -175,7 +172,19 @@ def cost(
     )
 
 
-def tokens_per_s(lengths: RowLengths, cost: Cost) -> Mapping[str, Range]:
-    """Tokens a second over all engines, of prompts and of answers, at the row speeds of `cost`."""
-    kinds = {"prompt": lengths.prompt_tokens, "output": lengths.output_tokens}
-    return {kind: (cost.rows_per_s * tokens.expected).rounded(1) for kind, tokens in kinds.items()}
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast all engines go together, for rows of the expected lengths."""
+
+    rows_per_s: Range
+    tokens_per_s: dict[str, Range] | None
+    """Of prompts and of answers; None where rows' lengths are not known."""
+
+    @classmethod
+    def of(cls, speed: Speed, lengths: RowLengths | None, engines: int) -> "Pace":
+        """The pace of so many engines. `speed` is one for lengths without a range, see `RowLengths.as_expected`."""
+        rows = Range.exactly(engines).over(speed.row_s)
+        if lengths is None:
+            return cls(rows.rounded(2), None)
+        kinds = {"prompt": lengths.prompt_tokens, "output": lengths.output_tokens}
+        return cls(rows.rounded(2), {kind: (rows * tokens.expected).rounded(1) for kind, tokens in kinds.items()})

@@ -6,102 +6,17 @@ docs/models.md for sources. Engine settings of profiles have not yet run on a GP
 
 import hashlib
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.architecture import Architecture
+from cluster.families import from_folder
+from cluster.profiles import PROFILES, find_profile
 from pipeline.config import EngineConfig, RunConfig
 from pipeline.config_errors import nearest
 from pipeline.errors import ConfigError
 from pipeline.model import ModelRef, inspect_local
 from pipeline.storage import Store
-
-LLAMA_4_LICENCE = "Llama 4 Community License"
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """A known model. `engine` holds vLLM settings that a job's own override; `refused` says why it cannot be run."""
-
-    name: str
-    hub_id: str | None
-    summary: str
-    total_parameters_b: float
-    experts: int
-    context_tokens: int
-    engine: dict[str, Any] = field(default_factory=dict)
-    gpus: str = ""
-    licence: str | None = LLAMA_4_LICENCE
-    refused: str | None = None
-
-
-PROFILES = {
-    p.name: p
-    for p in (
-        Profile(
-            "scout",
-            "meta-llama/Llama-4-Scout-17B-16E-Instruct",
-            "Llama 4 Scout, BF16",
-            108.64,
-            16,
-            10_485_760,
-            {"tensor_parallel_size": 4, "kv_cache_dtype": "fp8", "max_model_len": 131_072},
-            "4 x H100 80GB (50.6 GiB of weights a GPU)",
-        ),
-        Profile(
-            "scout-int4",
-            "RedHatAI/Llama-4-Scout-17B-16E-Instruct-quantized.w4a16",
-            "Llama 4 Scout, INT4 weights",
-            108.64,
-            16,
-            10_485_760,
-            {"tensor_parallel_size": 1, "kv_cache_dtype": "fp8", "max_model_len": 32_768},
-            "1 x H100 80GB (57 to 61 GB of weights)",
-        ),
-        Profile(
-            "maverick",
-            "meta-llama/Llama-4-Maverick-17B-128E-Instruct-FP8",
-            "Llama 4 Maverick, FP8 experts",
-            401.58,
-            128,
-            1_048_576,
-            {"tensor_parallel_size": 8, "kv_cache_dtype": "fp8", "max_model_len": 131_072},
-            "8 x H100 80GB (48.9 GiB of weights a GPU)",
-        ),
-        Profile(
-            "maverick-bf16",
-            "meta-llama/Llama-4-Maverick-17B-128E-Instruct",
-            "Llama 4 Maverick, BF16",
-            401.58,
-            128,
-            1_048_576,
-            {"tensor_parallel_size": 8, "pipeline_parallel_size": 2, "max_model_len": 65_536},
-            "16 x H100 80GB on two nodes (46.9 GiB of weights a GPU)",
-        ),
-        Profile(
-            "behemoth",
-            None,
-            "Llama 4 Behemoth, about 2T parameters",
-            2000,
-            16,
-            0,
-            refused="Meta announced Llama 4 Behemoth and never released its weights. Use `maverick`, or another model.",
-        ),
-    )
-}
-
-
-def find_profile(name: str) -> Profile | None:
-    """The profile of this name, or of this hub id; None where Herd knows none."""
-    wanted = name.lower()
-    is_path = name.startswith((".", "/", "~")) or "://" in name or Path(name).is_dir()
-    is_meta = "llama" in wanted or "/" not in wanted  # others have given models of theirs the same name
-    if "behemoth" in wanted and is_meta and not is_path:
-        return PROFILES["behemoth"]
-    for profile in PROFILES.values():
-        if wanted in (profile.name, (profile.hub_id or "").lower()):
-            return profile
-    return None
 
 
 def with_profile(config: RunConfig) -> RunConfig:
@@ -115,8 +30,24 @@ def with_profile(config: RunConfig) -> RunConfig:
         return config
     if profile.refused:
         raise ConfigError(profile.refused, where=f"model: {config.model}")
+    if config.engine.auto:
+        return config  # chooses for itself, see `cluster.choose`
     own = config.engine.model_dump(exclude_unset=True)
     return config.model_copy(update={"engine": EngineConfig.model_validate({**profile.engine, **own})})
+
+
+def architecture_of(config: RunConfig, folder: Path | None) -> tuple[Architecture | None, str]:
+    """The job's model's architecture; or None, and why."""
+    if config.engine.kind == "echo":
+        return None, "the echo engine has no model"
+    profile = find_profile(str(config.model))
+    try:
+        if folder is not None and (folder / "config.json").is_file():
+            return from_folder(folder), ""
+    except ConfigError as e:
+        return None, e.what
+    known = profile.architecture if profile else None
+    return known, "" if known else "the model's config.json is not at hand"
 
 
 def resolve_model(config: RunConfig) -> ModelRef:

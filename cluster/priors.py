@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-VLLM_BLOG = "vLLM 0.8.3, 2025-04, vllm.ai blog on Llama 4"
-TENSORRT_LLM = "TensorRT-LLM performance overview, NVIDIA"
+VLLM = "a published benchmark of vLLM 0.8.3"
+TENSORRT_LLM = "NVIDIA's performance overview of TensorRT-LLM"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,10 @@ NODE_GPUS = 8
 
 def _rows() -> list[Prior]:
     table = (
-        (VLLM_BLOG, "vLLM", "scout", 64, 1000, 1000, 2647, 2997),
-        (VLLM_BLOG, "vLLM", "maverick", 64, 1000, 1000, 3164, 3552),
-        (VLLM_BLOG, "vLLM", "maverick", 64, 5000, 1000, 2444, 2788),
-        (VLLM_BLOG, "vLLM", "maverick", 64, 10_000, 1000, 1663, 2381),
+        (VLLM, "vLLM", "scout", 64, 1000, 1000, 2647, 2997),
+        (VLLM, "vLLM", "maverick", 64, 1000, 1000, 3164, 3552),
+        (VLLM, "vLLM", "maverick", 64, 5000, 1000, 2444, 2788),
+        (VLLM, "vLLM", "maverick", 64, 10_000, 1000, 1663, 2381),
         (TENSORRT_LLM, "TensorRT-LLM", "maverick", None, 1000, 1000, 9677, 31_782),
         (TENSORRT_LLM, "TensorRT-LLM", "maverick", None, 128, 2048, 10_829, 40_572),
         (TENSORRT_LLM, "TensorRT-LLM", "maverick", None, 5000, 500, 3457, 8456),

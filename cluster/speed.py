@@ -31,6 +31,12 @@ class RowLengths:
     image_tokens: float
     output_tokens: Range
 
+    @property
+    def as_expected(self) -> "RowLengths":
+        """The same as if the expected lengths were certain."""
+        prompt, output = (Range.exactly(r.expected) for r in (self.prompt_tokens, self.output_tokens))
+        return RowLengths(prompt, self.image_tokens, output)
+
 
 @dataclass(frozen=True, slots=True)
 class Speed:
@@ -106,9 +112,7 @@ def _told(slow: Sequence[Prior], fast: Sequence[Prior], fit: Fit) -> str:
     scaled = f", scaled by GPUs from {NODE_GPUS} to {fit.layout.num_gpus}" if fit.layout.num_gpus != NODE_GPUS else ""
     only = "" if slow and fast else f"; the other end is taken {FULL_LOAD_GAIN:g} times apart, as Maverick's ends are"
     between = "between " if slow and fast else ""
-    return (
-        f"published for {NODE_GPUS}x{fit.gpu.name}, {between}{' and '.join(sources)}{scaled}{only}; not measured here"
-    )
+    return f"{NODE_GPUS}x{fit.gpu.name}: {between}{' and '.join(sources)}{scaled}{only}; not measured here"
 
 
 def _load(prior: Prior) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.chat import ChatTemplate
-from cluster.models import find_profile
+from cluster.profiles import find_profile
 from cluster.tiles import Tiling, image_tokens_of
 from pipeline.config import RunConfig
 from pipeline.errors import HerdError
@@ -155,7 +155,7 @@ class Characters:
 
     def text_tokens(self, text: str) -> int:
         """Tokens of a text, about."""
-        return round(len(text) / CHARACTERS_A_TOKEN.expected)
+        return max(round(len(text) / CHARACTERS_A_TOKEN.expected), 1 if text else 0)
 
 
 class Words:

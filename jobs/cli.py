@@ -5,7 +5,7 @@ import traceback
 
 import click
 
-from jobs.commands import bench, cluster, doctor, look, plan, run, schedule, submit
+from jobs.commands import bench, cluster, doctor, look, models, plan, run, schedule, submit
 from pipeline import __version__
 from pipeline.errors import HerdError
 
@@ -41,7 +41,7 @@ for _command in (
     look.verify,
     look.show,
     run.replay,
-    look.models,
+    models.models,
     doctor.doctor,
     bench.bench,
     submit.submit,

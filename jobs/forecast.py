@@ -24,8 +24,8 @@ LEFT_OUT = ("engines", "fit")
 
 
 class Forecast:
-    """Begins to estimate a run as soon as it is made, if the job wants it and no earlier session has. Entirely optional:
-    whatever goes wrong, there is no estimate."""
+    """Begins to estimate a run as soon as it is made, if the job wants it. An estimate that an earlier session kept stands.
+    Entirely optional: whatever goes wrong, there is none."""
 
     def __init__(self, run: PreparedRun) -> None:
         self._run = run
@@ -52,7 +52,7 @@ class Forecast:
         uri, storage = self._run.output.uri, self._run.config.output.storage
         quick = storage.model_copy(update={"timeout_s": min(WRITE_S, storage.timeout_s)})
         output = Output(uri, Store(uri, quick, retry_s=0))
-        with contextlib.suppress(HerdError):
+        with contextlib.suppress(HerdError):  # the run will find out for itself what is wrong with its output
             self._run.check_lease()
             record = output.read_run()
             if "estimate" not in record:

@@ -1,10 +1,12 @@
 """Facts about jobs and runs for the commands that only look: status, verify, show, models."""
 
-from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from cluster.models import Profile
+from cluster.choose import choose
+from cluster.fit import Layout, weights_bytes_per_gpu
+from cluster.gpus import GIB, GPUS, GPUS_A_NODE, Gpus
+from cluster.profiles import Profile
 from pipeline import books
 from pipeline.config import OutputConfig, StorageConfig
 from pipeline.errors import ConfigError, before_the_run
@@ -80,5 +82,46 @@ def rows(
 
 
 def profile_facts(profile: Profile) -> dict[str, Any]:
-    """A profile as plain data."""
-    return asdict(profile)
+    """A profile as plain data, with what its engine takes on H100s by `cluster.fit`."""
+    architecture = profile.architecture
+    facts: dict[str, Any] = {
+        "name": profile.name,
+        "hub_id": profile.hub_id,
+        "summary": profile.summary,
+        "engine": profile.engine,
+        "licence": profile.licence,
+        "refused": profile.refused,
+    }
+    if architecture is None:
+        return facts
+    layout = Layout(profile.engine["tensor_parallel_size"], profile.engine.get("pipeline_parallel_size", 1))
+    weights = weights_bytes_per_gpu(architecture, layout) / GIB
+    return {
+        **facts,
+        "total_parameters_b": round(architecture.parameters.total / 1e9, 2),
+        "experts": architecture.num_experts,
+        "context_tokens": architecture.max_context,
+        "weights_gib": round(architecture.weight_bytes / GIB, 1),
+        "gpus": f"{layout.num_gpus} x H100 80GB ({layout}, {weights:.1f} GiB of weights a GPU)",
+    }
+
+
+def profile_fits(profile: Profile, gpus: Gpus | None) -> list[dict[str, Any]]:
+    """Where a profile fits and how, by `cluster.choose` at its own context: on these GPUs, or on one and two nodes of
+    each kind. Nothing for one that cannot be run."""
+    architecture = profile.architecture
+    if architecture is None:
+        return []
+    places = [gpus] if gpus else [Gpus(gpu, nodes, GPUS_A_NODE) for gpu in GPUS.values() for nodes in (1, 2)]
+    out: list[dict[str, Any]] = []
+    for place in places:
+        try:
+            made = choose(architecture, place, own={}, usual=profile.engine)
+        except ConfigError as e:
+            out.append({"gpus": str(place), "fits": False, "reason": e.what})
+            continue
+        kept = {k: made.engine[k] for k in ("max_model_len", "max_num_seqs", "kv_cache_dtype")}
+        weights = round(made.fit.weights_bytes_per_gpu / GIB, 2)
+        engine = {"engine": str(made.fit.layout), "engines": made.replicas, "weights_gib_per_gpu": weights}
+        out.append({"gpus": str(place), "fits": True, **engine, **kept, "reasons": list(made.reasons)})
+    return out

@@ -15,7 +15,8 @@ from typing import Any
 from cluster.connect import connected
 from cluster.models import resolve_model, with_profile
 from cluster.preflight.quick import check_before_engines
-from cluster.room import Patience, place_on_cluster
+from cluster.room import Patience, live_nodes, place_on_cluster
+from jobs.choosing import check_fit, gpus_of, settled
 from jobs.display import Display
 from jobs.forecast import Forecast
 from jobs.guard import advise
@@ -64,12 +65,22 @@ def run_job(
     """
     config = with_profile(config)
     check_names(config.engine, config.sampling)
+    reasons: tuple[str, ...] = ()
+    with ExitStack() as cluster:
+        if config.engine.auto:
+            cluster.enter_context(connected(address, verbose=verbose))
+            with before_the_run():
+                config, reasons = settled(config, gpus_of(live_nodes(), config.pool.accelerator))
+        for sentence in () if quiet else reasons:
+            print(sentence, file=sys.stderr, flush=True)
 
-    def prepare() -> books.PreparedRun:
-        model = resolve_model(config)
-        return narrowed(books.prepare(config, model, git_revision=find_git_revision(os.getcwd())))
+        def prepare() -> books.PreparedRun:
+            if (doubt := check_fit(config)) is not None:
+                print(f"Warning: {doubt}", file=sys.stderr, flush=True)
+            model, revision = resolve_model(config), find_git_revision(os.getcwd())
+            return narrowed(books.prepare(config, model, git_revision=revision, choice=reasons))
 
-    return _finish(prepare, address, quiet, verbose, preflight)
+        return _finish(prepare, address, quiet, verbose, preflight)
 
 
 def resume_run(

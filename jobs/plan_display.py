@@ -37,11 +37,13 @@ def _verdict(facts: Facts) -> Iterator[Line]:
     elif fits is False:
         yield "fits", Text(f"no: {'; '.join(facts['reasons'])}", "bold red")
     else:
-        yield "fits", f"not asked: {'; '.join(facts['reasons'])}"
+        yield "fits", f"not known: {'; '.join(facts['reasons'])}"
     engines = facts["engines"]
     each = f" of {engines['num_gpus']} {engines['accelerator_type']}" if "num_gpus" in engines else " on the CPU"
     note = f"; {engines['note']}" if "note" in engines else ""
     yield "engines", f"{engines['count']}{each}, by {engines['basis']}{note}"
+    if facts["choice"]:
+        yield "chosen", "\n".join(facts["choice"]["reasons"])
     unknown = facts["unknown"]
     if facts["eta_s"]:
         yield "time", f"{_range(facts['eta_s'], duration)}, engine start included"
@@ -103,7 +105,7 @@ def _assumed(facts: Facts) -> Iterator[Line]:
     for name in ("prompt_tokens", "image_tokens", "over_long_rows"):
         if name in facts["unknown"]:
             yield "unknown", facts["unknown"][name]
-    yield "next", f"herd run, into {facts['output']}"
+    yield "output", facts["output"]
 
 
 def _spread(s: Facts) -> str:

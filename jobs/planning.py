@@ -5,42 +5,32 @@ runs' records. Starts nothing; a Ray cluster is looked at only where its address
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.architecture import Architecture
-from cluster.estimate import Data, OutputTokens, cost, data_of, lengths_of, output_tokens, tokens_per_s
-from cluster.families import from_folder
-from cluster.fit import Fit, Layout, fit
-from cluster.gpus import GIB, Gpu, find_gpu, parse_gpus
-from cluster.known import known_architecture
-from cluster.models import find_profile, with_profile
+from cluster.estimate import Data, OutputTokens, Pace, cost, data_of, lengths_of, output_tokens
+from cluster.fit import Fit
+from cluster.gpus import GIB, Gpu, Gpus, find_gpu, parse_gpus
+from cluster.models import architecture_of, with_profile
 from cluster.placement import engine_resources, num_engines
 from cluster.prices import price_of
+from cluster.profiles import find_profile
 from cluster.records import Measured, earlier_sessions, read_records
-from cluster.speed import estimated_speed, measured_speed
+from cluster.speed import RowLengths, Speed, estimated_speed, measured_speed
 from cluster.tokens import model_folder, token_counter
+from jobs.choosing import fit_of, gpus_of, settled, usual_gpus
 from pipeline.columns import Columns
 from pipeline.config import RunConfig
 from pipeline.engine.vllm import engine_args
 from pipeline.engine.vllm_names import check_names
-from pipeline.errors import ConfigError, before_the_run
+from pipeline.errors import before_the_run
 from pipeline.footers import make_plan
 from pipeline.sample import MAX_BYTES, choose
 from pipeline.spread import Range
 from pipeline.survey import survey
-
-FIT_SETTINGS = (
-    "max_num_seqs",
-    "max_num_batched_tokens",
-    "kv_cache_dtype",
-    "gpu_memory_utilization",
-    "mm_encoder_tp_mode",
-    "enforce_eager",
-)
 
 
 @dataclass(frozen=True)
@@ -84,6 +74,9 @@ def plan_facts(config: RunConfig, question: Question = Question()) -> dict[str, 
     if question.gpus is not None:
         accelerator = parse_gpus(question.gpus).gpu.accelerator_type
         config = config.model_copy(update={"pool": config.pool.model_copy(update={"accelerator": accelerator})})
+    reasons: tuple[str, ...] = ()
+    if config.engine.auto:
+        config, reasons = settled(config, _gpus(config, question))
     columns, schema, table = make_plan(config)
     per_shard = table["num_rows"]
     return {
@@ -96,6 +89,7 @@ def plan_facts(config: RunConfig, question: Question = Question()) -> dict[str, 
         "columns_read": [f"{f.name}: {f.type}" for f in schema],
         "columns_carried": list(columns.carry),
         **estimate_facts(config, columns, table, question),
+        "choice": {"engine": config.engine.vllm_args, "reasons": list(reasons)} if reasons else None,
         "output": config.output.uri,
     }
 
@@ -106,7 +100,7 @@ def estimate_facts(config: RunConfig, columns: Columns, table: pa.Table, questio
     num_rows = int(pc.sum(table["num_rows"]).as_py())
     args, unknown = engine_args(config, ""), {}
     with model_folder(config) as folder:
-        architecture, why_not = _architecture(config, folder)
+        architecture, why_not = architecture_of(config, folder)
         counter = token_counter(config, folder, architecture.tiling if architecture else None)
         context = _context(config, architecture)
         found = survey(
@@ -127,15 +121,21 @@ def estimate_facts(config: RunConfig, columns: Columns, table: pa.Table, questio
     engines = _engines(config, question)
     fitted, reasons = _fit(config, args, architecture, why_not, engines)
 
-    speed = measured_speed(records, lengths)
+    profile = find_profile(str(config.model))
+
+    def speed_for(lengths: RowLengths | None) -> Speed | None:
+        found = measured_speed(records, lengths)
+        if found is None and fitted is not None and architecture is not None and lengths is not None:
+            name, seqs = profile.name if profile else "", int(args["max_num_seqs"])
+            found = estimated_speed(name, architecture, fitted, lengths, seqs)
+        return found
+
     can_run = engines.count > 0 and (fitted is None or fitted.fits)
-    if speed is None and fitted is not None and architecture is not None and lengths is not None and can_run:
-        profile = find_profile(str(config.model))
-        speed = estimated_speed(
-            profile.name if profile else "", architecture, fitted, lengths, int(args["max_num_seqs"])
-        )
+    speed = speed_for(lengths) if can_run else None
+    pace = None
     taken = None
-    if speed is not None and can_run:
+    if speed is not None:
+        pace = Pace.of(speed_for(lengths.as_expected if lengths else None) or speed, lengths, engines.count)
         gpus_per_engine = fitted.layout.num_gpus if fitted else int(engine_resources(config).get("num_gpus", 0))
         accelerator = config.pool.accelerator
         price = price_of(accelerator, question.prices, config.cost.gpu_hour_usd) if accelerator else None
@@ -149,8 +149,8 @@ def estimate_facts(config: RunConfig, columns: Columns, table: pa.Table, questio
     return {
         **_engine_facts(config, engines, fitted, reasons),
         **_data_facts(data, output, context, num_rows),
-        "rows_per_s": asdict(taken.rows_per_s) if taken else None,
-        "tokens_per_s": {k: asdict(v) for k, v in tokens_per_s(lengths, taken).items()} if taken and lengths else None,
+        "rows_per_s": asdict(pace.rows_per_s) if pace else None,
+        "tokens_per_s": asdict(pace)["tokens_per_s"] if pace else None,
         "eta_s": asdict(taken.eta_s) if taken else None,
         "gpu_hours": asdict(taken.gpu_hours) if taken and taken.gpu_hours else None,
         "cost_usd": asdict(taken.cost_usd) if taken and taken.cost_usd else None,
@@ -158,20 +158,6 @@ def estimate_facts(config: RunConfig, columns: Columns, table: pa.Table, questio
         "unknown": unknown,
         "seconds": round(time.perf_counter() - began, 3),
     }
-
-
-def _architecture(config: RunConfig, folder: Path | None) -> tuple[Architecture | None, str]:
-    """The job's model's architecture; or None, and why."""
-    if config.engine.kind == "echo":
-        return None, "the echo engine has no model"
-    profile = find_profile(str(config.model))
-    try:
-        if folder is not None and (folder / "config.json").is_file():
-            return from_folder(folder), ""
-    except ConfigError as e:
-        return None, e.what
-    known = known_architecture(profile.name) if profile else None
-    return known, "" if known else "the model's config.json is not at hand"
 
 
 def _context(config: RunConfig, architecture: Architecture | None) -> int | None:
@@ -209,6 +195,19 @@ def _engines(config: RunConfig, question: Question) -> Engines:
     return Engines(min(ceiling, room), where, gpu, note)
 
 
+def _gpus(config: RunConfig, question: Question) -> Gpus | None:
+    """The GPUs to choose an engine for: those of the question, or a usual node of the kind that the job names."""
+    if question.gpus is not None:
+        return parse_gpus(question.gpus)
+    if question.address is not None:
+        from cluster.connect import connected
+        from cluster.room import live_nodes
+
+        with connected(question.address):
+            return gpus_of(live_nodes(), config.pool.accelerator)
+    return usual_gpus(config.pool.accelerator)
+
+
 def _fit(
     config: RunConfig, args: Mapping[str, Any], architecture: Architecture | None, why_not: str, engines: Engines
 ) -> tuple[Fit | None, list[str]]:
@@ -220,21 +219,8 @@ def _fit(
         return None, [why_not]
     if engines.gpu is None:
         return None, [f"Herd has no figures for a GPU named {accelerator}"]
-    layout = Layout(
-        int(args.get("tensor_parallel_size", 1)),
-        int(args.get("pipeline_parallel_size", 1)),
-        int(args.get("data_parallel_size", 1)),
-        bool(args.get("enable_expert_parallel", False)),
-    )
-    found = fit(
-        architecture,
-        layout,
-        engines.gpu,
-        max_model_len=int(args.get("max_model_len") or architecture.max_context),
-        has_images=args["limit_mm_per_prompt"].get("image", 0) > 0,
-        is_cache_hybrid=not args.get("disable_hybrid_kv_cache_manager", False),
-        **{name: args[name] for name in FIT_SETTINGS if name in args},
-    )
+    found = fit_of(config, engines.gpu)
+    assert found is not None
     reasons = list(found.reasons)
     if not engines.count:
         reasons.append(f"an engine takes {config.engine.num_gpus} GPUs, and {engines.basis} has not so many for it")

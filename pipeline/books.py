@@ -9,7 +9,7 @@ import contextlib
 import json
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,9 +76,12 @@ class PreparedRun:
         return self.table.filter(is_named if self.replayed else pc.invert(is_named))
 
 
-def prepare(config: RunConfig, model: ModelRef, *, git_revision: str | None = None) -> PreparedRun:
+def prepare(
+    config: RunConfig, model: ModelRef, *, git_revision: str | None = None, choice: Sequence[str] = ()
+) -> PreparedRun:
     """Plans the run and records the plan in the output, or finds what an earlier session of the same job did there. From
-    here on the output is this session's, until the prepared run's lease is released.
+    here on the output is this session's, until the prepared run's lease is released. `choice` says why the engine's
+    settings are what they are, where they were chosen.
 
     Raises:
         ConfigError: the job cannot run on this input, or the output holds another run.
@@ -102,7 +105,7 @@ def prepare(config: RunConfig, model: ModelRef, *, git_revision: str | None = No
                 raise _another_run(output, earlier, settings, planned[2])
             # as it was cut then: another version may cut otherwise
             return _again(config, model, output, lease, earlier, _planned(output, earlier), git_revision)
-        return _open(config, model, output, lease, settings, mark, planned, git_revision)
+        return _open(config, model, output, lease, settings, mark, planned, git_revision, choice)
 
     return held(output.uri, output.store, config.limits.lease_s, record)  # type: ignore[no-any-return]
 
@@ -132,6 +135,7 @@ def _open(
     mark: str,
     planned: tuple[Columns, pa.Schema, pa.Table],
     git_revision: str | None,
+    choice: Sequence[str],
 ) -> PreparedRun:
     columns, schema, table = planned
     run_id = f"{config.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
@@ -144,6 +148,7 @@ def _open(
         "fingerprint": mark,
         "settings": settings,
         "config": config.model_dump(mode="json"),
+        **({"engine_choice": list(choice)} if choice else {}),
         "columns": asdict(columns),
         "read_schema": base64.b64encode(schema.serialize().to_pybytes()).decode(),
         "model": model.to_json(),

@@ -186,6 +186,13 @@ class EngineConfig(BaseModel):
     echo: EchoConfig = EchoConfig()
     core_process: bool = False
     """Run vLLM's core in a process of its own instead of inside the engine actor."""
+    auto: bool = False
+    """Choose the settings that are not given, for the GPUs at hand and the rows' lengths. `engine: auto` says no more."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto(cls, value: Any) -> Any:
+        return {"auto": True} if value == "auto" else value
 
     @property
     def vllm_args(self) -> dict[str, Any]:
@@ -200,6 +207,8 @@ class EngineConfig(BaseModel):
 
     @model_validator(mode="after")
     def _sound(self) -> "EngineConfig":
+        if self.auto and self.kind != "vllm":
+            raise ValueError("`auto` chooses settings of vLLM; the echo engine has none")
         if "model" in self.vllm_args:
             raise ValueError("the model is given by the top-level key `model`, not inside `engine`")
         for key in ("tensor_parallel_size", "pipeline_parallel_size", "max_num_seqs", "max_model_len"):

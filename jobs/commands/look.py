@@ -1,4 +1,4 @@
-"""Commands that look at runs and models: `status`, `verify`, `show`, `models`."""
+"""Commands that look at runs: `status`, `verify`, `show`."""
 
 import sys
 
@@ -6,7 +6,6 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from cluster.models import PROFILES
 from cluster.submission import is_job_id
 from jobs import inspect
 from jobs.commands.options import json_option, storage, store_options
@@ -93,20 +92,4 @@ def show(
         origin = row["lineage"]
         where = f"{str(origin['input_uri']).rsplit('/', 1)[-1]}:{origin['row_group']}:{origin['row']}"
         table.add_row(*(Text(str(row[n])[:200]) for n in names), Text(where))
-    stdout_console().print(table, highlight=False)
-
-
-@click.command()
-@json_option
-def models(as_json: bool) -> None:
-    """List the models that Herd knows by name. Any other model that vLLM runs goes by hub id or path."""
-    if as_json:
-        print_json([inspect.profile_facts(p) for p in PROFILES.values()])
-        return
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("profile", "model", "params", "experts", "context", "placement"):
-        table.add_column(name)
-    for p in PROFILES.values():
-        params, context = f"{p.total_parameters_b:,.0f}B", f"{p.context_tokens:,}" if p.context_tokens else "-"
-        table.add_row(p.name, p.summary, params, str(p.experts), context, p.refused or p.gpus)
     stdout_console().print(table, highlight=False)

@@ -1,8 +1,8 @@
 """The engine's process: `python -m pipeline.host.process FD`, started and fed by `pipeline.host.host` and nobody else.
 
-FD is one end of a private socket pair. The process first takes an `EngineJob` from it, answers `ready` or `failed`, then
-takes questions and hands back pieces. It ends with the socket, and with the host: an engine without a host would hold a
-GPU for nobody.
+FD is one end of a private socket pair. The process first takes an `EngineJob` from it, answers `placed` where it has to
+take GPUs itself, then `ready` or `failed`, and then takes questions and hands back pieces. It ends with the socket, and
+with the host: an engine without a host would hold a GPU for nobody.
 """
 
 import gc

@@ -136,12 +136,13 @@ def job(write_input: Write, write_job: Write) -> Callable[..., Path]:
 def test_engines_share_nodes_of_their_accelerator_and_no_device(
     ray_cluster: Pretend, job: Callable[..., Path], herd: Herd, tmp_path: Path
 ) -> None:
-    assert herd("run", job(16, tp=4, pool={"min": 4}, echo={"latency_s": 0.5})).code == 0
+    assert herd("run", job(12, tp=4, pool={"min": 3}, echo={"latency_s": 0.5})).code == 0
     found = engines(tmp_path / "out")
-    assert Counter(e["node"] for e in found) == {node(n): 2 for n in ray_cluster.h100}
-    for raylet in ray_cluster.h100:  # one of them has Ray set no CUDA_VISIBLE_DEVICES
-        taken = [d for e in found if e["node"] == node(raylet) for d in devices(e)]
-        assert sorted(taken) == [str(d) for d in range(8)]
+    assert Counter(e["node"] for e in found).keys() == {node(n) for n in ray_cluster.h100}
+    for engine in found:  # on one of the two nodes Ray sets no CUDA_VISIBLE_DEVICES
+        assert len(set(devices(engine))) == 4 and set(devices(engine)) <= {str(d) for d in range(8)}
+    taken = [(e["node"], d) for e in found for d in devices(e)]
+    assert len(set(taken)) == len(taken) == 12
     assert herd("verify", tmp_path / "out").code == 0
 
 
@@ -188,10 +189,10 @@ def test_gang_is_given_back_when_its_actor_or_its_run_is_killed(
 def test_pool_grows_with_its_backlog_and_shrinks_at_the_tail(
     ray_cluster: Pretend, job: Callable[..., Path], herd: Herd, tmp_path: Path
 ) -> None:
-    texts = [f"{i:0800}" for i in range(400)]
-    texts[-1] = "of " * 300  # as many bytes, or its shard would go first
-    pool = {"min": 1, "max": 3, "shards_in_flight": 1}
-    path = job(40, tp=4, pool=pool, texts=texts, echo={"latency_s": 0.6, "token_s": 0.03})
+    texts = [f"{i:0800}" for i in range(240)]
+    texts[-1] = "of " * 250  # as many bytes, or its shard would go first
+    pool = {"min": 1, "max": 2, "shards_in_flight": 1}
+    path = job(24, tp=8, pool=pool, texts=texts, echo={"latency_s": 0.4, "token_s": 0.02})
     alive: list[tuple[int, int]] = []
     ended = threading.Event()
 
@@ -208,10 +209,10 @@ def test_pool_grows_with_its_backlog_and_shrinks_at_the_tail(
         ended.set()
         watching.join()
     counts = [here for here, _ in alive]
-    assert max(counts) == 3
-    assert any(here > 0 and done > 0 for here, done in alive[: counts.index(3)])
-    last = len(counts) - 1 - counts[::-1].index(3)
-    assert any(here == 1 for here, done in alive[last:] if done < 40)
+    assert max(counts) == 2
+    assert any(here == 1 and done > 0 for here, done in alive[: counts.index(2)])
+    last = len(counts) - 1 - counts[::-1].index(2)
+    assert any(here == 1 for here, done in alive[last:] if done < 24)
     assert herd("verify", tmp_path / "out").code == 0
 
 
@@ -238,7 +239,7 @@ def test_read_tasks_stay_off_the_engines_nodes_while_others_have_room(
         return [gpus[id] for id in ray.get(refs)]
 
     assert gpus_of_nodes(6) == [0.0] * 6  # two CPUs are there without GPUs, for eight of them
-    assert sorted(gpus_of_nodes(10))[:8] == [0.0] * 8  # and two go where else there is room
+    assert 8.0 in gpus_of_nodes(10)  # and what finds no room there goes where else there is some
 
 
 def test_pool_that_finds_its_nodes_taken_says_so_after_a_while(
@@ -255,7 +256,7 @@ def test_pool_that_finds_its_nodes_taken_says_so_after_a_while(
 def test_run_that_loses_a_node_goes_on_on_another(
     ray_cluster: Pretend, job: Callable[..., Path], herd: Herd, tmp_path: Path
 ) -> None:
-    path = job(40, tp=8, pool={"min": 2}, echo={"latency_s": 0.5})
+    path = job(24, tp=8, pool={"min": 2}, echo={"latency_s": 0.4})
 
     def lose() -> None:
         committed = tmp_path / "out" / "commits"

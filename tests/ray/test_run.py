@@ -332,6 +332,9 @@ def test_plan_of_a_job_counts_files_rows_and_shards_and_writes_nothing(
     assert facts["rows_per_shard"] == {"min": 5, "max": 7}  # a group of 20 in three parts, one of 10 in two
     assert facts["columns_read"] == ["id: string", "text: string"]
     assert facts["columns_carried"] == ["id", "text"]
+    on_cluster = json.loads(herd("plan", job, "--address", "auto", "--json").out)["engines"]
+    assert (on_cluster["count"], on_cluster["basis"]) == (1, "the Ray cluster at auto")
+    assert "room for" in on_cluster["note"]
     assert "100 rows in 2 files" in herd("plan", job).out
     assert not (tmp_path / "out").exists()
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cluster.architecture import Architecture
-from cluster.estimate import OutputTokens, cost, data_of, lengths_of, output_tokens
+from cluster.estimate import OutputTokens, Pace, cost, data_of, lengths_of, output_tokens
 from cluster.families import from_config
 from cluster.fit import Fit, Layout, fit
 from cluster.gpus import GPUS
@@ -89,7 +89,12 @@ def test_cost_counts_start_engines_gpus_and_price() -> None:
     assert found.eta_s == Range(350, 600, 1100)
     assert found.gpu_hours == Range(round(350 * 16 / 3600, 3), round(600 * 16 / 3600, 3), round(1100 * 16 / 3600, 3))
     assert found.cost_usd is not None and found.cost_usd.expected == pytest.approx(8.0)
+
+
+def test_pace_is_that_of_all_engines_at_the_expected_lengths() -> None:
+    found = Pace.of(Speed(Range(0.5, 1.0, 2.0), EXACT, ""), LENGTHS, 2)
     assert found.rows_per_s == Range(1, 2, 4)
+    assert found.tokens_per_s == {"prompt": Range(1000, 2000, 4000), "output": Range(1000, 2000, 4000)}
 
 
 def test_cost_leaves_out_rows_that_no_engine_is_asked() -> None:

@@ -4,7 +4,10 @@ from typing import Any
 import pytest
 
 import jobs.demo
-from cluster.models import PROFILES, find_profile, resolve_model, with_profile
+from cluster.models import resolve_model, with_profile
+from cluster.profiles import PROFILES, find_profile
+from jobs.choosing import check_fit
+from jobs.inspect import profile_facts
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.model import ModelRef
@@ -85,9 +88,10 @@ def test_profile_unknown_is_none_and_changes_nothing() -> None:
 def test_every_profile_makes_a_sound_engine_or_says_why_not() -> None:
     for profile in PROFILES.values():
         if profile.refused is None:
-            assert profile.hub_id and profile.gpus
+            assert profile.hub_id
             gpus = with_profile(vllm_job(profile.name)).engine.num_gpus
-            assert profile.gpus.startswith(f"{gpus} x H100")
+            assert str(profile_facts(profile)["gpus"]).startswith(f"{gpus} x H100")
+            assert check_fit(vllm_job(profile.name)) is None
 
 
 @pytest.mark.parametrize(("name", "near"), [("mavrick", "maverick"), ("scout-int", "scout-int4"), ("scot", "scout")])
@@ -96,7 +100,10 @@ def test_unknown_model_names_the_nearest(name: str, near: str) -> None:
         resolve_model(vllm_job(name))
     message = str(caught.value)
     assert f"There is no model `{name}`: neither a profile nor a folder. Did you mean `{near}`?" in message
-    assert "Profiles: scout, scout-int4, maverick, maverick-bf16, behemoth; else a hub id (owner/name)" in message
+    assert (
+        "Profiles: scout, scout-fp8, scout-int4, maverick, maverick-bf16, maverick-int4, behemoth; else a hub"
+        in message
+    )
 
 
 @pytest.mark.parametrize("name", ["./none", "/none/at/all", "~/none"])

@@ -13,7 +13,7 @@ def test_maverick_priors_are_met_by_the_line_through_them(gpu: str, engine: str)
     assert len(priors) == 3
     for p in priors:
         found = node_request_s(priors, p.input_tokens, p.output_tokens, input_token_s=0.0)
-        assert found == pytest.approx(p.request_s, rel=0.2 if engine == "vLLM" else 0.25)
+        assert found == pytest.approx(p.request_s, rel=0.06)
 
 
 def test_longer_prompts_and_answers_take_longer() -> None:
