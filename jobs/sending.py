@@ -7,6 +7,7 @@ from typing import Any
 from cluster.manifests.kuberay import JobToSend
 from cluster.manifests.text import yaml_text
 from cluster.models import with_profile
+from jobs.choosing import shaped
 from jobs.jobfile import read_job
 from pipeline.config_errors import parse_config
 from pipeline.errors import ConfigError
@@ -29,7 +30,7 @@ def job_to_send(
     if not isinstance(data, dict):
         parse_config(data, where=path)  # says what is wrong with it
     stand_in, is_dated = _without_dates(data)
-    config = with_profile(parse_config(stand_in, where=path))
+    config = shaped(with_profile(parse_config(stand_in, where=path)))
     if ds is not None and not re.fullmatch(rf"{_DAY}(\.\.{_DAY})?", ds):
         raise ConfigError(f"`{ds}` is no date", where="--ds", todo="Write 2026-11-25, today or yesterday.")
     if ds is not None and not is_dated:
