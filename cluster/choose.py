@@ -8,6 +8,9 @@ What the job sets itself is kept, and the rest is chosen around it. Rules, with 
 - An engine fits well if its cache holds `WANTED_ROWS` rows of the job at a time; among the well-fitting the smallest is
   taken, else the one whose cache holds most.
 - A cache of 8 bits where 16 would hold fewer than `WANTED_ROWS` rows and the GPU has FP8 units, as in vLLM's recipe.
+- The context is no shorter than `USUAL_CONTEXT` where that fits: a limit costs no memory by itself, since the cache goes by
+  what rows hold, and a row beyond it would go to the quarantine. No longer either, unless rows ask for it: Llama 4 turns its
+  attention temperature tuning on where it is longer (vLLM's flag of that name), which changes answers.
 - Expert parallelism stays off: with it off, AMD's playbook for Maverick on eight MI300X shows 7 to 12% more tokens/s; on
   H100 nobody has published it. `herd bench` measures it.
 
@@ -16,11 +19,13 @@ Not yet run on a GPU.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, NamedTuple
 
 from cluster.architecture import Architecture
-from cluster.fit import Fit, Layout, fit
+from cluster.fit import Fit, Layout, fit, kv_cost
 from cluster.gpus import Gpus
+from pipeline.engine.vllm import CPU_DEFAULTS
 from pipeline.errors import ConfigError
 
 WANTED_ROWS = 32
@@ -31,12 +36,14 @@ ROWS = tuple(2**n for n in range(10, 2, -1))
 BATCHED_TOKENS = 8192
 """vLLM's recipe for Llama 4 on Hopper."""
 USUAL_CONTEXT = 32_768
-"""Where neither the job, the profile nor the rows say how long they get."""
+"""Tokens of prompt and answer that are allowed where nothing asks for more."""
 USUAL_TOKENS = 2048
 """Of a row, prompt and answer, where the rows tell nothing."""
-HEADROOM = 1.25
+HEADROOM = 2
 """Times the longest row of a sample, since the longest of all rows is longer."""
 CONTEXT_STEP = 1024
+CPU_CONTEXT_STEP = 128
+"""Tokens that a context on the CPU is rounded down to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +85,10 @@ def choose(
     Raises:
         ConfigError: no layout fits, with what the nearest one lacks; or the job's own settings contradict the GPUs.
     """
-    context, why_context = _context(architecture, own, usual or {}, lengths)
-    mean = min(lengths.mean if lengths else USUAL_TOKENS, context)
+    contexts, why_context = _contexts(architecture, own, usual or {}, lengths)
+    mean = min(lengths.mean if lengths else USUAL_TOKENS, contexts[0])
     tried = [
-        _tried(architecture, layout, gpus, own, context, mean, kv, has_images)
+        _tried(architecture, layout, gpus, own, contexts, mean, kv, has_images)
         for layout in _layouts(architecture, gpus, own)
         for kv in _cache_types(gpus, own)
     ]
@@ -106,7 +113,7 @@ def choose(
     chosen: dict[str, Any] = {
         "tensor_parallel_size": layout.tp,
         **({"pipeline_parallel_size": layout.pp} if layout.pp > 1 else {}),
-        "max_model_len": context,
+        "max_model_len": found.max_model_len,
         "max_num_seqs": best.rows,
         "max_num_batched_tokens": BATCHED_TOKENS,
         "kv_cache_dtype": best.kv_cache_dtype,
@@ -117,17 +124,18 @@ def choose(
     return Choice(engine, held, _reasons(found, gpus, engine, own, rows, mean, why_context, held), found)
 
 
-def _context(
+def _contexts(
     architecture: Architecture, own: Mapping[str, Any], usual: Mapping[str, Any], lengths: Lengths | None
-) -> tuple[int, str]:
+) -> tuple[tuple[int, ...], str]:
+    """The values of `max_model_len` to try, the one that is wanted first, and why that."""
     if (given := own.get("max_model_len")) is not None:
-        return int(given), "as the job says"
-    if lengths is not None:
-        wanted = -(-int(lengths.longest * HEADROOM) // CONTEXT_STEP) * CONTEXT_STEP
-        why = f"the longest row of the sample has {lengths.longest:,} tokens with its answer"
-        return min(architecture.max_context, max(wanted, 2 * CONTEXT_STEP)), why
-    context = int(usual.get("max_model_len", USUAL_CONTEXT))
-    return min(architecture.max_context, context), "the rows were not looked at"
+        return (int(given),), "as the job says"
+    most = architecture.max_context
+    if lengths is None:
+        return (min(most, int(usual.get("max_model_len", USUAL_CONTEXT))),), "the rows were not looked at"
+    least = -(-int(lengths.longest * HEADROOM) // CONTEXT_STEP) * CONTEXT_STEP
+    why = f"the longest row of the sample has {lengths.longest:,} tokens with its answer, and others may be longer"
+    return tuple(dict.fromkeys(min(most, context) for context in (max(least, USUAL_CONTEXT), least))), why
 
 
 def _layouts(architecture: Architecture, gpus: Gpus, own: Mapping[str, Any]) -> Iterator[Layout]:
@@ -153,16 +161,16 @@ def _tried(
     layout: Layout,
     gpus: Gpus,
     own: Mapping[str, Any],
-    context: int,
+    contexts: tuple[int, ...],
     mean: float,
     kv: str,
     has_images: bool,
-) -> "_Trial":
+) -> _Trial:
     """The layout with as many rows at a time as its cache holds: what is reserved for them is not there for the cache."""
     names = ("gpu_memory_utilization", "mm_encoder_tp_mode", "enforce_eager", "max_num_batched_tokens")
     settings = {"max_num_batched_tokens": BATCHED_TOKENS, **{name: own[name] for name in names if name in own}}
     asked = own.get("max_num_seqs")
-    for rows in (int(asked),) if asked is not None else ROWS:
+    for context, rows in product(contexts, (int(asked),) if asked is not None else ROWS):
         found = fit(
             architecture,
             layout,
@@ -176,6 +184,24 @@ def _tried(
         if found.fits and found.concurrency(mean) >= rows:
             break
     return _Trial(found, kv, rows)
+
+
+def choose_on_cpu(
+    architecture: Architecture | None, own: Mapping[str, Any], kv_bytes: int
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The settings for engines on the CPU, the job's `own` among them, and why. `kv_bytes` is what vLLM is given for the KV
+    cache there; a model of unknown architecture (None) keeps its own context."""
+    defaults = {name: CPU_DEFAULTS[name] for name in ("max_num_seqs", "max_num_batched_tokens")}
+    reasons = ["There are no GPUs: engines run on the CPU, with Herd's usual settings for it."]
+    if architecture is not None and "max_model_len" not in own:
+        layout = Layout(int(own.get("tensor_parallel_size", 1)))
+        longest = kv_cost(architecture, layout, is_cache_hybrid=False).longest(kv_bytes)
+        if longest < architecture.max_context:
+            defaults["max_model_len"] = longest // CPU_CONTEXT_STEP * CPU_CONTEXT_STEP
+            reasons.append(f"max_model_len is {defaults['max_model_len']:,}: the cache on the CPU holds no more.")
+    if own:
+        reasons.append(f"Kept as the job has it: {_shown(own)}.")
+    return {**defaults, **own}, tuple(reasons)
 
 
 def _reasons(

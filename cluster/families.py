@@ -64,11 +64,12 @@ def from_folder(folder: Path) -> Architecture:
         filter(None, (_json(folder / f) for f in ("processor_config.json", "preprocessor_config.json"))), {}
     )
     found = from_config(config, processor.get("image_processor", processor))
-    index = _json(folder / "model.safetensors.index.json") or {}
-    size = (index.get("metadata") or {}).get("total_size") or sum(
-        p.stat().st_size for p in folder.glob("*.safetensors")
-    )
-    return replace(found, checkpoint_bytes=int(size) or None)
+    index, whole = _json(folder / "model.safetensors.index.json"), folder / "model.safetensors"
+    if index is not None:
+        size = (index.get("metadata") or {}).get("total_size")
+    else:
+        size = whole.stat().st_size if whole.is_file() else None
+    return replace(found, checkpoint_bytes=int(size) if size else None)
 
 
 def _json(file: Path) -> dict[str, Any] | None:

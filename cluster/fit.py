@@ -85,6 +85,8 @@ class Fit:
     fits: bool
     reasons: tuple[str, ...]
     """Why not, a sentence each; empty where it fits."""
+    faults: tuple[str, ...]
+    """Those of the reasons that no memory would mend."""
     budget_bytes: int
     """What vLLM may use: utilisation times memory."""
     weights_bytes_per_gpu: int
@@ -180,7 +182,10 @@ def fit(
         is_cache_hybrid=is_cache_hybrid,
     )
     budget = int(gpu_memory_utilization * gpu.memory_bytes)
-    reasons = layout_faults(architecture, layout, mm_encoder_tp_mode=mm_encoder_tp_mode)
+    faults = layout_faults(architecture, layout, mm_encoder_tp_mode=mm_encoder_tp_mode)
+    if max_model_len > architecture.max_context:
+        faults += (f"max_model_len {max_model_len:,} is beyond the model's own {architecture.max_context:,}",)
+    reasons = faults
     room = budget - weights - reserve
     may_use = f"the {budget / GIB:.1f} GiB that vLLM may use of {gpu.name} ({gpu.memory_bytes / GIB:.1f} GiB)"
     if weights >= budget:
@@ -190,9 +195,8 @@ def fit(
             f"of {may_use}, weights take {weights / GIB:.1f} and activations and graphs about {reserve / GIB:.1f}; a request "
             f"of {max_model_len:,} tokens needs {kv.request_bytes(max_model_len) / GIB:.2f} for its KV cache",
         )
-    if max_model_len > architecture.max_context:
-        reasons += (f"max_model_len {max_model_len:,} is beyond the model's own {architecture.max_context:,}",)
-    return Fit(layout, gpu, not reasons, reasons, budget, weights, reserve, kv, max_model_len, architecture.max_context)
+    context = architecture.max_context
+    return Fit(layout, gpu, not reasons, reasons, faults, budget, weights, reserve, kv, max_model_len, context)
 
 
 def layout_faults(
@@ -221,8 +225,7 @@ def weights_bytes_per_gpu(architecture: Architecture, layout: Layout, *, mm_enco
 
     `(attention + dense + embedding)/TP + router + shared/TP + routed/(TP, or TP*DP with expert parallelism) +
     vision/(1 if mm_encoder_tp_mode is "data" else TP)`, the layers' terms divided by PP. Shared experts are whole on each
-    GPU where EP, TP > 1 and DP > 1 meet, since MoE layers then go by sequence (`use_sequence_parallel_moe`); and so they
-    are with DP alone, where TP is 1. Checked: 48.87 GiB in the log of vLLM issue #16152 (Maverick FP8, TP8).
+    GPU where EP, TP > 1 and DP > 1 meet, since MoE layers then go by sequence (`use_sequence_parallel_moe`). Checked: 48.87 GiB in the log of vLLM issue #16152 (Maverick FP8, TP8).
     """
     of, tp = architecture.part_bytes, layout.tp
     share = ceil(architecture.num_layers / layout.pp) / architecture.num_layers

@@ -36,9 +36,13 @@ class Node:
             return True
         return not self.id and not self.accelerators and self.gpus > 0  # a type that does not name its GPUs
 
+    @property
+    def kinds(self) -> frozenset[str]:
+        """What its accelerators are called, by resource or by label."""
+        return self.accelerators | {value for key, value in self.labels if key == ACCELERATOR_LABEL}
+
     def __str__(self) -> str:
-        kinds = sorted(self.accelerators | {value for key, value in self.labels if key == ACCELERATOR_LABEL})
-        return f"{self.cpus:g} CPU, {self.gpus:g} GPU" + (f" ({', '.join(kinds)})" if kinds else "")
+        return f"{self.cpus:g} CPU, {self.gpus:g} GPU" + (f" ({', '.join(sorted(self.kinds))})" if self.kinds else "")
 
 
 def engine_resources(config: RunConfig) -> dict[str, Any]:

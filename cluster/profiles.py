@@ -1,9 +1,7 @@
 """The models that Herd knows by name: Meta's Llama 4 herd at the precisions that are published.
 
 Architectures are Meta's `config.json`, cut down to what decides memory (`cluster.fit`), since a machine that plans has none
-of a model's files. Sources: the model cards and configs on the hub; the published sizes of checkpoints (217 GB Scout BF16,
-803 GB Maverick BF16, 417 GB Maverick FP8 of which only the routed experts are FP8). Settings of `engine` have not yet run on
-a GPU. Pure.
+of a model's files. Each profile names its sources. Settings of `engine` have not yet run on a GPU. Pure.
 """
 
 from dataclasses import dataclass, field
@@ -14,6 +12,13 @@ from cluster.architecture import Architecture
 from cluster.families import from_config
 
 LLAMA_4_LICENCE = "Llama 4 Community License"
+HUB = "https://huggingface.co/"
+ANNOUNCEMENT = "https://ai.meta.com/blog/llama-4-multimodal-intelligence/"
+VLLM_BLOG = "https://blog.vllm.ai/2025/04/05/llama4.html"
+VLLM_LOG = "https://github.com/vllm-project/vllm/issues/16152"
+"""48.87 GiB of weights on each of eight H100s, for Maverick in FP8."""
+RECIPES = "https://github.com/vllm-project/llm-compressor"
+"""What its recipes for Llama 4 leave in 16 bits: attention, routers, the head, all of vision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,8 @@ class Profile:
     """None for one whose config is not known."""
     engine: dict[str, Any] = field(default_factory=dict)
     licence: str | None = LLAMA_4_LICENCE
+    sources: tuple[str, ...] = ()
+    """Where its figures are from: the model card with its config, and what they were held against."""
     refused: str | None = None
 
 
@@ -69,8 +76,8 @@ def _in_fewer_bits(bits: int, group_size: int | None, *ignored: str) -> dict[str
     return {"quantization_config": {"quant_method": "compressed-tensors", "ignore": ignore, **groups}}
 
 
-def _profile(name: str, hub_id: str, summary: str, config: dict[str, Any], **engine: Any) -> Profile:
-    return Profile(name, hub_id, summary, from_config(config), engine)
+def _profile(name: str, hub_id: str, summary: str, config: dict[str, Any], *sources: str, **engine: Any) -> Profile:
+    return Profile(name, hub_id, summary, from_config(config), engine, sources=(HUB + hub_id, *sources))
 
 
 PROFILES = {
@@ -81,6 +88,7 @@ PROFILES = {
             "meta-llama/Llama-4-Scout-17B-16E-Instruct",
             "Llama 4 Scout, BF16",
             _SCOUT,
+            VLLM_BLOG,
             tensor_parallel_size=4,
             kv_cache_dtype="fp8",
             max_model_len=131_072,
@@ -90,6 +98,7 @@ PROFILES = {
             "RedHatAI/Llama-4-Scout-17B-16E-Instruct-FP8-dynamic",
             "Llama 4 Scout, FP8 weights",
             {**_SCOUT, **_in_fewer_bits(8, None)},
+            RECIPES,
             tensor_parallel_size=2,
             kv_cache_dtype="fp8",
             max_model_len=131_072,
@@ -100,15 +109,20 @@ PROFILES = {
             "Llama 4 Scout, INT4 weights",
             # with attention in 16 bits these are 60.4 GiB, in the range of 57 to 61 that is told of it
             {**_SCOUT, **_in_fewer_bits(4, 128)},
+            RECIPES,
+            ANNOUNCEMENT,
             tensor_parallel_size=1,
             kv_cache_dtype="fp8",
             max_model_len=32_768,
+            max_num_seqs=128,  # the cache holds no more rows, and the sampler's reserve grows with it
         ),
         _profile(
             "maverick",
             "meta-llama/Llama-4-Maverick-17B-128E-Instruct-FP8",
             "Llama 4 Maverick, FP8 experts",
             {**_MAVERICK, **_in_fewer_bits(8, None, "re:.*shared_expert.*", r"re:.*feed_forward\.gate_proj")},
+            VLLM_LOG,
+            VLLM_BLOG,
             tensor_parallel_size=8,
             kv_cache_dtype="fp8",
             max_model_len=131_072,
@@ -127,6 +141,7 @@ PROFILES = {
             "RedHatAI/Llama-4-Maverick-17B-128E-Instruct-quantized.w4a16",
             "Llama 4 Maverick, INT4 weights",
             {**_MAVERICK, **_in_fewer_bits(4, 128)},
+            RECIPES,
             tensor_parallel_size=4,
             kv_cache_dtype="fp8",
             max_model_len=65_536,
@@ -135,6 +150,7 @@ PROFILES = {
             "behemoth",
             None,
             "Llama 4 Behemoth, about 2T parameters (288B active, 16 experts)",
+            sources=(ANNOUNCEMENT,),
             refused="Meta announced Llama 4 Behemoth and never released its weights. Use `maverick`, or another model.",
         ),
     )

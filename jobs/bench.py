@@ -16,6 +16,8 @@ import yaml
 
 from cluster.connect import connected
 from cluster.models import with_profile
+from cluster.room import addable_nodes, live_nodes
+from jobs.choosing import gpus_of, settled
 from jobs.jobfile import set_key
 from jobs.launch import run_job
 from pipeline.books import PreparedRun
@@ -204,6 +206,9 @@ def bench(
 
     try:
         with connected(address, verbose=verbose):
+            if config.engine.auto:  # what is varied is the choice for the cluster, not each choice around a point
+                config, _ = settled(config, gpus_of(live_nodes(), addable_nodes(), config.pool.accelerator))
+                config = config.model_copy(update={"engine": config.engine.model_copy(update={"auto": False})})
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             axes = with_points(default_axes(config, gpus_on_a_node(nodes, config.pool.accelerator)), points)
             trials = sweep(axes, config.engine.vllm_args, measure)

@@ -1,24 +1,28 @@
-"""`engine: auto` for a job: what its rows and its GPUs are, and what `cluster.choose` makes of them.
+"""`engine: auto` for a job: what its rows and its GPUs are, and what `cluster.choose` makes of them. And whether the engine of
+any job fits, before it is started.
 
 The choice is made once, when a run is opened, and stands in its `run.json` from then on: a later session of the same run
 takes it from there, whatever its GPUs are.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 
-from cluster.choose import Choice, Lengths, choose
+from cluster.architecture import Architecture
+from cluster.choose import Choice, Lengths, choose, choose_on_cpu
 from cluster.fit import Fit, Layout, fit
-from cluster.gpus import GPUS_A_NODE, Gpu, Gpus, find_gpu
+from cluster.gpus import GIB, GPUS_A_NODE, Gpu, Gpus, find_gpu
 from cluster.models import architecture_of
 from cluster.placement import Node
 from cluster.profiles import find_profile
 from cluster.tokens import model_folder, token_counter
 from pipeline.config import EngineConfig, RunConfig
 from pipeline.config_errors import parse_config
-from pipeline.engine.vllm import engine_args
+from pipeline.engine.vllm import engine_args, environment
 from pipeline.errors import ConfigError
 from pipeline.footers import make_plan
 from pipeline.output import Output
@@ -27,9 +31,12 @@ from pipeline.storage import Store
 from pipeline.survey import survey
 
 SAMPLE_ROWS = 256
-ON_THE_CPU = "There are no GPUs: engines run on the CPU, with Herd's own defaults for it."
+CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
+BY_HAND = "Give engine.tensor_parallel_size and engine.max_model_len instead of `auto`."
 CLOSE = 0.05
 """How near to the limit our own arithmetic is not trusted to refuse."""
+MOST_NODES = 4
+"""Nodes of one engine that are thought of where there is no cluster to look at."""
 FIT_SETTINGS = (
     "max_num_seqs",
     "max_num_batched_tokens",
@@ -38,6 +45,23 @@ FIT_SETTINGS = (
     "mm_encoder_tp_mode",
     "enforce_eager",
 )
+UNCOUNTED = frozenset(
+    {
+        "cpu_offload_gb",
+        "cpu_offload_params",
+        "decode_context_parallel_size",
+        "hf_overrides",
+        "kv_cache_memory_bytes",
+        "load_format",
+        "num_gpu_blocks_override",
+        "prefill_context_parallel_size",
+        "quantization",
+        "speculative_config",
+    }
+)
+"""Settings that change what an engine takes in ways that `cluster.fit` does not know."""
+COUNTED_CACHES = ("auto", "bfloat16", "float16", "fp8", "int8")
+"""How the types of KV cache begin whose bytes it knows."""
 
 
 def settled(config: RunConfig, gpus: Gpus | None) -> tuple[RunConfig, tuple[str, ...]]:
@@ -51,34 +75,70 @@ def settled(config: RunConfig, gpus: Gpus | None) -> tuple[RunConfig, tuple[str,
     if (stored := _stored(config)) is not None:
         return stored, ()
     if gpus is None:
-        return config, (ON_THE_CPU,)
-    made = _choice(config, gpus)
-    engine = {**config.engine.model_dump(exclude_unset=True), **made.engine}
+        with model_folder(config) as folder:
+            architecture, _ = architecture_of(config, folder)
+        room = float(os.environ.get(CPU_CACHE) or environment(config)[CPU_CACHE]) * GIB
+        args, reasons = choose_on_cpu(architecture, config.engine.vllm_args, int(room))
+        return _with(config, args), reasons
+    made = _choice(config, gpus, _lengths)
+    return _on(config, gpus, made), made.reasons
+
+
+def shaped(config: RunConfig) -> RunConfig:
+    """The job as `settled` would have it on as many usual nodes as it needs, without a look at its rows: for those who must
+    know how large an engine is before there is a cluster. A job that chooses nothing is left as it is.
+
+    Raises:
+        ConfigError: the model's architecture is not known, or it fits no such nodes.
+    """
+    if not config.engine.auto or config.pool.accelerator is None:
+        return config
+    gpu = _known(config.pool.accelerator)
+    for nodes in range(1, MOST_NODES + 1):
+        gpus = Gpus(gpu, nodes, GPUS_A_NODE)
+        try:
+            made = _choice(config, gpus, lambda *_: None)
+        except ConfigError:
+            if nodes == MOST_NODES:
+                raise
+        else:
+            return _with(config, made.engine)
+    raise AssertionError("the last number of nodes returns or raises")
+
+
+def _with(config: RunConfig, args: Mapping[str, Any]) -> RunConfig:
+    engine = {**config.engine.model_dump(exclude_unset=True), **args}
+    return config.model_copy(update={"engine": EngineConfig.model_validate(engine)})
+
+
+def _on(config: RunConfig, gpus: Gpus, made: Choice) -> RunConfig:
     ceiling = config.pool.max if config.pool.max is not None else max(config.pool.min, made.replicas)
-    pool = {"accelerator": gpus.gpu.accelerator_type, "max": ceiling}
-    chosen = config.model_copy(
-        update={"engine": EngineConfig.model_validate(engine), "pool": config.pool.model_copy(update=pool)}
-    )
-    return chosen, made.reasons
+    pool = config.pool.model_copy(update={"accelerator": gpus.gpu.accelerator_type, "max": ceiling})
+    return _with(config, made.engine).model_copy(update={"pool": pool})
 
 
-def gpus_of(nodes: Sequence[Node], accelerator: str | None) -> Gpus | None:
-    """The GPUs of these nodes that a job may use: of the kind it names, or of the only kind there is. None: it names none
-    and there are none.
+def gpus_of(nodes: Sequence[Node], addable: Sequence[Node], accelerator: str | None) -> Gpus | None:
+    """The GPUs that a job may use, of the kind it names, or of the only kind there is: those of the nodes with most of them,
+    or where there are none yet, of what an autoscaler may add. None: it names no kind and there are none.
 
     Raises:
         ConfigError: there are several kinds and it names none; or it names one that is not there, or without figures.
     """
-    kinds = sorted({kind for node in nodes if node.gpus for kind in node.accelerators})
+    kinds = sorted({kind for node in nodes if node.gpus for kind in node.kinds})
     if accelerator is None and len(kinds) > 1:
         raise ConfigError(f"The cluster has several kinds of GPUs: {', '.join(kinds)}", where="pool.accelerator")
     accelerator = accelerator or next(iter(kinds), None)
     if accelerator is None:
         return None
     hosts = [node for node in nodes if node.has(accelerator) and node.gpus >= 1]
+    hosts = hosts or [node for node in addable if node.has(accelerator) and node.gpus >= 1]
     if not hosts:
-        raise ConfigError(f"The cluster has no {accelerator} now", where="engine: auto", todo="Give engine's settings.")
-    return Gpus(_known(accelerator), len(hosts), int(max(node.gpus for node in hosts)))
+        raise ConfigError(
+            f"The cluster has no {accelerator}, and none that it may add", where="engine: auto", todo=BY_HAND
+        )
+    per_node = int(max(node.gpus for node in hosts))
+    count = sum(min(node.count, MOST_NODES) for node in hosts if node.gpus >= per_node)
+    return Gpus(_known(accelerator), count, per_node)
 
 
 def usual_gpus(accelerator: str | None) -> Gpus | None:
@@ -89,9 +149,7 @@ def usual_gpus(accelerator: str | None) -> Gpus | None:
 def _known(accelerator: str) -> Gpu:
     gpu = find_gpu(accelerator)
     if gpu is None:
-        raise ConfigError(
-            f"Herd has no figures for a GPU named {accelerator}", where="engine: auto", todo="Give engine's settings."
-        )
+        raise ConfigError(f"Herd has no figures for a GPU named {accelerator}", where="engine: auto", todo=BY_HAND)
     return gpu
 
 
@@ -108,40 +166,50 @@ def _stored(config: RunConfig) -> RunConfig | None:
     return config.model_copy(update={"engine": EngineConfig.model_validate(engine), "pool": pool})
 
 
-def _choice(config: RunConfig, gpus: Gpus) -> Choice:
-    own = config.engine.vllm_args
+Look = Callable[[RunConfig, Path | None, Architecture], Lengths | None]
+
+
+def _choice(config: RunConfig, gpus: Gpus, look: Look) -> Choice:
     has_images = bool(config.input.images) or config.prompt.messages is not None
     profile = find_profile(str(config.model))
-    columns, _, table = make_plan(config)
     with model_folder(config) as folder:
         architecture, why_not = architecture_of(config, folder)
         if architecture is None:
-            raise ConfigError(f"Nothing can be chosen: {why_not}", where="engine: auto", todo="Give engine's settings.")
-        found = survey(
-            config,
-            columns,
-            choose_rows(table, SAMPLE_ROWS, seed=0),
-            token_counter(config, folder, architecture.tiling),
-            total_rows=int(pc.sum(table["num_rows"]).as_py()),
-            max_model_len=None,
-            max_images=None,
-        )
-    answer = int(config.effective_sampling.get("max_tokens") or 0)
-    tokens = [row.tokens for row in found.answerable if row.tokens is not None]
-    lengths = None
-    if tokens and answer and all(t.image_tokens is not None for t in tokens):
-        prompts = [t.prompt_tokens for t in tokens]
-        lengths = Lengths(sum(prompts) / len(prompts) + answer, max(prompts) + answer)
+            raise ConfigError(f"Nothing can be chosen: {why_not}", where="engine: auto", todo=BY_HAND)
+        lengths = look(config, folder, architecture)
     usual = profile.engine if profile else {}
+    own = config.engine.vllm_args
     return choose(architecture, gpus, own=own, usual=usual, lengths=lengths, has_images=has_images)
 
 
+def _lengths(config: RunConfig, folder: Path | None, architecture: Architecture) -> Lengths | None:
+    """How long the job's rows are, by a sample that is the same each time; None where that cannot be counted. Answers are
+    taken to be as long as they may get."""
+    columns, _, table = make_plan(config)
+    found = survey(
+        config,
+        columns,
+        choose_rows(table, SAMPLE_ROWS, seed=0),
+        token_counter(config, folder, architecture.tiling),
+        total_rows=int(pc.sum(table["num_rows"]).as_py() or 0),
+        max_model_len=None,
+        max_images=None,
+    )
+    known = [(r.tokens, r.max_tokens) for r in found.answerable if r.tokens is not None]
+    rows = [t.prompt_tokens + most for t, most in known if most is not None and t.image_tokens is not None]
+    if not rows or len(rows) < len(known):
+        return None
+    return Lengths(sum(rows) / len(rows), max(rows))
+
+
 def fit_of(config: RunConfig, gpu: Gpu) -> Fit | None:
-    """Whether the job's engines fit a GPU by their settings; None where the model's architecture is not known."""
+    """Whether the job's engines fit a GPU by their settings; None where the model's architecture is not known, or what a
+    setting does to memory."""
     args: dict[str, Any] = engine_args(config, "")
+    is_counted = str(args.get("kv_cache_dtype", "auto")).startswith(COUNTED_CACHES) and UNCOUNTED.isdisjoint(args)
     with model_folder(config) as folder:
         architecture, _ = architecture_of(config, folder)
-    if architecture is None:
+    if architecture is None or not is_counted:
         return None
     layout = Layout(
         int(args.get("tensor_parallel_size", 1)),
@@ -169,10 +237,12 @@ def check_fit(config: RunConfig) -> str | None:
     """
     gpu = find_gpu(config.pool.accelerator) if config.pool.accelerator and config.engine.kind == "vllm" else None
     found = fit_of(config, gpu) if gpu else None
-    if found is None or found.fits:
+    if found is None or (found.fits and found.margin >= CLOSE):
         return None
+    if found.fits:
+        return f"By our arithmetic this engine fits with {found.margin:.1%} of its memory to spare, and may not."
     said = "; ".join(found.reasons)
-    if abs(found.margin) < CLOSE:
+    if not found.faults and found.margin > -CLOSE:
         return f"By our arithmetic this engine does not quite fit: {said}"
     raise ConfigError(
         f"An engine does not fit: {said}",

@@ -90,6 +90,7 @@ def profile_facts(profile: Profile) -> dict[str, Any]:
         "summary": profile.summary,
         "engine": profile.engine,
         "licence": profile.licence,
+        "sources": list(profile.sources),
         "refused": profile.refused,
     }
     if architecture is None:

@@ -15,7 +15,7 @@ from typing import Any
 from cluster.connect import connected
 from cluster.models import resolve_model, with_profile
 from cluster.preflight.quick import check_before_engines
-from cluster.room import Patience, live_nodes, place_on_cluster
+from cluster.room import Patience, addable_nodes, live_nodes, place_on_cluster
 from jobs.choosing import check_fit, gpus_of, settled
 from jobs.display import Display
 from jobs.forecast import Forecast
@@ -70,7 +70,7 @@ def run_job(
         if config.engine.auto:
             cluster.enter_context(connected(address, verbose=verbose))
             with before_the_run():
-                config, reasons = settled(config, gpus_of(live_nodes(), config.pool.accelerator))
+                config, reasons = settled(config, gpus_of(live_nodes(), addable_nodes(), config.pool.accelerator))
         for sentence in () if quiet else reasons:
             print(sentence, file=sys.stderr, flush=True)
 

@@ -201,10 +201,10 @@ def _gpus(config: RunConfig, question: Question) -> Gpus | None:
         return parse_gpus(question.gpus)
     if question.address is not None:
         from cluster.connect import connected
-        from cluster.room import live_nodes
+        from cluster.room import addable_nodes, live_nodes
 
         with connected(question.address):
-            return gpus_of(live_nodes(), config.pool.accelerator)
+            return gpus_of(live_nodes(), addable_nodes(), config.pool.accelerator)
     return usual_gpus(config.pool.accelerator)
 
 
@@ -220,7 +220,8 @@ def _fit(
     if engines.gpu is None:
         return None, [f"Herd has no figures for a GPU named {accelerator}"]
     found = fit_of(config, engines.gpu)
-    assert found is not None
+    if found is None:
+        return None, ["a setting of this engine changes its memory in ways that are not known here"]
     reasons = list(found.reasons)
     if not engines.count:
         reasons.append(f"an engine takes {config.engine.num_gpus} GPUs, and {engines.basis} has not so many for it")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from cluster.manifests.kuberay import JobToSend
 from cluster.manifests.text import yaml_text
 from cluster.models import with_profile
+from jobs.choosing import shaped
 from jobs.dates import is_dated, parse_days, with_date
 from jobs.jobfile import read_job
 from pipeline.config_errors import parse_config
@@ -26,7 +27,7 @@ def job_to_send(
     day = ds or (default_ds if is_dated(data) else None)
     # checked for one of its days, or for today where it says none: `today` will be another day when it runs
     stand_in = parse_days(day)[0] if day is not None else None
-    config = with_profile(parse_config(with_date(data, stand_in, where=path), where=path))
+    config = shaped(with_profile(parse_config(with_date(data, stand_in, where=path), where=path)))
     if isinstance(name := data.get("name"), str):  # of no day: what runs each night has one name
         config = config.model_copy(update={"name": re.sub(r"\{\{.*?\}\}", "ds", name)})
     return JobToSend(config, yaml_text([data]), day)

@@ -36,8 +36,9 @@ def doctor(job: str | None, address: str | None, limit_s: float, overrides: tupl
     herd doctor job.yaml --address auto
     """
     from jobs.checkup import check_cluster, check_here
+    from jobs.choosing import shaped
 
-    config = None if job is None else with_profile(load_job(job, overrides))
+    config = None if job is None else shaped(with_profile(load_job(job, overrides)))
     found = check_here(config) if address is None else check_cluster(config, address, limit_s)
     if as_json:
         print_json([f.to_json() for f in found])

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.architecture import Architecture
-from cluster.choose import Choice, Lengths, choose
+from cluster.choose import Choice, Lengths, choose, choose_on_cpu
 from cluster.fit import Layout
 from cluster.gpus import parse_gpus
 from cluster.profiles import PROFILES
@@ -85,8 +85,37 @@ def test_choice_without_a_look_at_the_rows_is_the_same(name: str, layout: Layout
 
 
 def test_context_follows_the_rows_and_else_the_profile() -> None:
-    assert chosen("maverick", "8xH100", Lengths(500, 3000)).engine["max_model_len"] == 4096
+    assert chosen("maverick", "8xH100", Lengths(500, 3000)).engine["max_model_len"] == 32_768
+    assert chosen("maverick", "8xH100", Lengths(500, 30_000)).engine["max_model_len"] == 60_416
     assert chosen("maverick", "8xH100", None).engine["max_model_len"] == 131_072
+
+
+def test_context_is_cut_to_what_the_rows_need_where_the_cache_is_small() -> None:
+    architecture = architecture_of(published.LLAMA_3_70B, max_position_embeddings=131_072)
+    tight = parse_gpus("2xH100")  # 65.7 GiB of weights each
+    found = choose(architecture, tight, own={"max_num_seqs": 8, "kv_cache_dtype": "auto"}, lengths=Lengths(500, 3000))
+    assert found.engine["max_model_len"] == 6144
+
+
+def test_context_is_never_beyond_the_models_own() -> None:
+    found = choose(architecture_of(published.LLAMA_3_8B), parse_gpus("H100"), own={}, lengths=Lengths(900, 30_000))
+    assert found.engine["max_model_len"] == 8192
+
+
+def test_cpu_is_given_a_context_that_its_cache_holds() -> None:
+    engine, reasons = choose_on_cpu(architecture_of(published.LLAMA_3_8B), {"max_num_seqs": 16}, 2**29)
+    assert engine == {"max_num_seqs": 16, "max_num_batched_tokens": 4096, "max_model_len": 4096}
+    assert "engines run on the CPU" in reasons[0]
+    assert reasons[1:] == (
+        "max_model_len is 4,096: the cache on the CPU holds no more.",
+        "Kept as the job has it: max_num_seqs 16.",
+    )
+
+
+@pytest.mark.parametrize("architecture", [None, architecture_of(published.LLAMA_3_8B)])
+def test_cpu_with_room_leaves_the_models_own_context(architecture: Architecture | None) -> None:
+    engine, _ = choose_on_cpu(architecture, {}, 2**30)
+    assert engine == {"max_num_seqs": 128, "max_num_batched_tokens": 4096}
 
 
 @given(
