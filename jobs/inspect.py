@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from cluster.models import Profile
 from cluster.placement import engine_resources
+from jobs import root
 from pipeline import books
 from pipeline.config import OutputConfig, RunConfig, StorageConfig
 from pipeline.engine.vllm_names import check_names
@@ -37,18 +38,24 @@ def open_output(uri: str, storage: StorageConfig) -> Output:
 def plan_facts(config: RunConfig) -> dict[str, Any]:
     """What a job would do, from footers alone. Raises as `pipeline.books.prepare`."""
     check_names(config.engine, config.sampling)
-    columns, schema, table = make_plan(config)
+    of_root: dict[str, Any] = {}
+    if config.input.incremental:
+        of_root, schema, carried, table = root.plan_root(config)
+    else:
+        columns, schema, table = make_plan(config)
+        carried = list(columns.carry)
     per_shard = table["num_rows"]
     resources = engine_resources(config)
     return {
         "name": config.name,
+        **of_root,
         "num_files": len(pc.unique(table["input_uri"])),
-        "num_rows": pc.sum(per_shard).as_py(),
+        "num_rows": pc.sum(per_shard).as_py() or 0,
         "num_shards": table.num_rows,
         "rows_per_shard": {"min": pc.min(per_shard).as_py(), "max": pc.max(per_shard).as_py()},
-        "num_bytes": pc.sum(table["num_bytes"]).as_py(),
+        "num_bytes": pc.sum(table["num_bytes"]).as_py() or 0,
         "columns_read": [f"{f.name}: {f.type}" for f in schema],
-        "columns_carried": list(columns.carry),
+        "columns_carried": carried,
         "engines": {"min": config.pool.min, "max": config.pool.ceiling, **resources},
         "output": config.output.uri,
     }
@@ -57,7 +64,9 @@ def plan_facts(config: RunConfig) -> dict[str, Any]:
 @before_the_run()
 def status_facts(uri: str, storage: StorageConfig) -> dict[str, Any]:
     """How far a run is, from its records. `live` holds what the latest session said of itself, with `age_s`, the seconds
-    since; null where nothing of this run says anything."""
+    since; null where nothing of this run says anything. Of an incremental job's root: how far all of its runs are."""
+    if root.is_root_of_runs(uri, storage):
+        return {**root.status_root(uri, storage), "live": None}
     output = open_output(uri, storage)
     record = output.read_run()
     records = output.records()
@@ -83,8 +92,10 @@ def status_facts(uri: str, storage: StorageConfig) -> dict[str, Any]:
 
 
 @before_the_run()
-def verdict(uri: str, storage: StorageConfig) -> Verdict:
-    """The proof of completeness."""
+def verdict(uri: str, storage: StorageConfig) -> Verdict | root.RootVerdict:
+    """The proof of completeness: of a run, or of all runs of an incremental job's root."""
+    if root.is_root_of_runs(uri, storage):
+        return root.verify_root(uri, storage)
     return verify_output(open_output(uri, storage))
 
 
@@ -92,11 +103,16 @@ def verdict(uri: str, storage: StorageConfig) -> Verdict:
 def rows(
     uri: str, storage: StorageConfig, limit: int, *, quarantine: bool = False, stage: str | None = None
 ) -> list[dict[str, Any]]:
-    """Some rows of a run, answered or quarantined."""
+    """Some rows of a run, answered or quarantined; of an incremental job's root, of its latest runs."""
     if stage is not None and not quarantine:
         raise ConfigError("--stage goes with --quarantine")
-    output = open_output(uri, storage)
-    return quarantined_rows(output, limit, stage=stage) if quarantine else answered_rows(output, limit)
+    is_root = root.is_root_of_runs(uri, storage)
+    found: list[dict[str, Any]] = []
+    for output in root.outputs_of(uri, storage) if is_root else [open_output(uri, storage)]:
+        left = limit - len(found)
+        if left:
+            found += quarantined_rows(output, left, stage=stage) if quarantine else answered_rows(output, left)
+    return found
 
 
 def profile_facts(profile: Profile) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from jobs.display import live_facts, stdout_console
 @json_option
 def status(out: str, endpoint_url: str | None, anonymous: bool, as_json: bool) -> None:
     """Say how far the run in folder OUT is, from its commit records, and how its latest session fares: speed, engines,
-    where time goes and what bounds it.
+    where time goes and what bounds it. Of an incremental job's root: how far its runs are.
 
     \b
     herd status s3://bucket/labels/digits
@@ -29,6 +29,9 @@ def status(out: str, endpoint_url: str | None, anonymous: bool, as_json: bool) -
         print_json(facts)
         return
     live = facts.pop("live")
+    for run in facts.pop("by_run", ()):
+        name, state = run.pop("run"), run.pop("status")
+        facts[f"run {name}"] = ", ".join([state, *(f"{n:,} {key.replace('_', ' ')}" for key, n in run.items())])
     print_facts({**facts, **(live_facts(live) if live else {})})
 
 
@@ -37,7 +40,8 @@ def status(out: str, endpoint_url: str | None, anonymous: bool, as_json: bool) -
 @store_options
 @json_option
 def verify(out: str, endpoint_url: str | None, anonymous: bool, as_json: bool) -> None:
-    """Prove from the files alone that every planned row stands exactly once in data or quarantine.
+    """Prove from the files alone that every planned row stands exactly once in data or quarantine. Of an incremental
+    job's root: the same of all its runs, and that each input file was taken by exactly one of them.
 
     Exits with 0 if the run is complete, else with 4.
 
@@ -63,7 +67,7 @@ def verify(out: str, endpoint_url: str | None, anonymous: bool, as_json: bool) -
 def show(
     out: str, rows: int, quarantine: bool, stage: str | None, endpoint_url: str | None, anonymous: bool, as_json: bool
 ) -> None:
-    """Show answers, or quarantined rows, of the run in folder OUT.
+    """Show answers, or quarantined rows, of the run in folder OUT, or of the latest runs of an incremental job's root.
 
     \b
     herd show ./out/digits -n 3
