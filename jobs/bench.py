@@ -121,6 +121,7 @@ def sample_job(config: RunConfig, setting: Setting, rows: int, output: str) -> R
     for key, value in setting.items():
         set_key(data, f"engine.{key}", value)
     set_key(data, "output.uri", output)
+    set_key(data, "input.incremental", False)  # the sample is of all files, taken or not
     set_key(data, "limits.max_quarantined_fraction", 1.0)
     set_key(data, "limits.max_quarantined_rows", None)
     set_key(data, "cache.uri", None)  # answers of earlier settings are no measure of this one

@@ -7,6 +7,7 @@ from cluster.choose import choose
 from cluster.fit import Layout, weights_bytes_per_gpu
 from cluster.gpus import GIB, GPUS, GPUS_A_NODE, Gpus
 from cluster.profiles import Profile
+from jobs import root
 from pipeline import books
 from pipeline.config import OutputConfig, StorageConfig
 from pipeline.errors import ConfigError, before_the_run
@@ -34,7 +35,9 @@ def open_output(uri: str, storage: StorageConfig) -> Output:
 @before_the_run()
 def status_facts(uri: str, storage: StorageConfig) -> dict[str, Any]:
     """How far a run is, from its records. `live` holds what the latest session said of itself, with `age_s`, the seconds
-    since; null where nothing of this run says anything."""
+    since; null where nothing of this run says anything. Of an incremental job's root: how far all of its runs are."""
+    if root.is_root_of_runs(uri, storage):
+        return {**root.status_root(uri, storage), "live": None}
     output = open_output(uri, storage)
     begun, record = books.reopen(uri, output.store)
     records = output.records()
@@ -65,8 +68,10 @@ def status_facts(uri: str, storage: StorageConfig) -> dict[str, Any]:
 
 
 @before_the_run()
-def verdict(uri: str, storage: StorageConfig) -> Verdict:
-    """The proof of completeness."""
+def verdict(uri: str, storage: StorageConfig) -> Verdict | root.RootVerdict:
+    """The proof of completeness: of a run, or of all runs of an incremental job's root."""
+    if root.is_root_of_runs(uri, storage):
+        return root.verify_root(uri, storage)
     return verify_output(open_output(uri, storage))
 
 
@@ -74,11 +79,16 @@ def verdict(uri: str, storage: StorageConfig) -> Verdict:
 def rows(
     uri: str, storage: StorageConfig, limit: int, *, quarantine: bool = False, stage: str | None = None
 ) -> list[dict[str, Any]]:
-    """Some rows of a run, answered or quarantined."""
+    """Some rows of a run, answered or quarantined; of an incremental job's root, of its latest runs."""
     if stage is not None and not quarantine:
         raise ConfigError("--stage goes with --quarantine")
-    output = open_output(uri, storage)
-    return quarantined_rows(output, limit, stage=stage) if quarantine else answered_rows(output, limit)
+    is_root = root.is_root_of_runs(uri, storage)
+    found: list[dict[str, Any]] = []
+    for output in root.outputs_of(uri, storage) if is_root else [open_output(uri, storage)]:
+        left = limit - len(found)
+        if left:
+            found += quarantined_rows(output, left, stage=stage) if quarantine else answered_rows(output, left)
+    return found
 
 
 def profile_facts(profile: Profile) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from cluster.records import Measured, earlier_sessions, read_records
 from cluster.speed import RowLengths, Speed, estimated_speed, measured_speed
 from cluster.tokens import model_folder, token_counter
 from jobs.choosing import fit_of, gpus_of, settled, usual_gpus
+from jobs.root import plan_root
 from pipeline.columns import Columns
 from pipeline.config import RunConfig
 from pipeline.engine.vllm import engine_args
@@ -63,7 +64,8 @@ class Engines:
 
 @before_the_run()
 def plan_facts(config: RunConfig, question: Question = Question()) -> dict[str, Any]:
-    """All that is known of a job, as plain data; docs/plan.md describes the keys.
+    """All that is known of a job, as plain data; docs/plan.md describes the keys. Of an incremental job what it would take
+    now; where no file is new, only its sizes, all 0.
 
     Raises:
         ConfigError: the job cannot run on this input, or the question names what is not there.
@@ -77,10 +79,20 @@ def plan_facts(config: RunConfig, question: Question = Question()) -> dict[str, 
     reasons: tuple[str, ...] = ()
     if config.engine.auto:
         config, reasons = settled(config, _gpus(config, question))
-    columns, schema, table = make_plan(config)
+    of_root: dict[str, Any] = {}
+    planned: tuple[Columns, pa.Schema, pa.Table] | None
+    if config.input.incremental:
+        of_root, planned = plan_root(config)
+    else:
+        planned = make_plan(config)
+    if planned is None:
+        sizes = {"num_files": 0, "num_rows": 0, "num_shards": 0, "num_bytes": 0}
+        return {"name": config.name, **of_root, **sizes, "output": config.output.uri}
+    columns, schema, table = planned
     per_shard = table["num_rows"]
     return {
         "name": config.name,
+        **of_root,
         "num_files": len(pc.unique(table["input_uri"])),
         "num_rows": pc.sum(per_shard).as_py(),
         "num_shards": table.num_rows,
@@ -114,7 +126,7 @@ def estimate_facts(config: RunConfig, columns: Columns, table: pa.Table, questio
         )
         choices = [counter.text_tokens(choice) for choice in config.answer.choice or () if config.engine.kind == "vllm"]
     data = data_of(found, max_model_len=context, seed=question.seed) if found.rows else None
-    unknown.update(data.unknown if data else {"prompt_tokens": "no row was looked at (--sample 0)"})
+    unknown.update(data.unknown if data else {"prompt_tokens": "no row was looked at (--look 0)"})
     records = _records(config, question)
     output = output_tokens(found.rows, _answer_tokens(records), choices, config.effective_sampling.get("max_tokens"))
     lengths = lengths_of(data, output) if data else None

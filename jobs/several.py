@@ -32,7 +32,7 @@ class Outcome:
         """The outcome in a word, or in the sentence that there is."""
         if self.finished is None:
             return str(self.error or self.note)
-        done = "done" if self.finished.figures is not None else "was done"
+        done = "done" if self.finished.figures is not None else "done before"
         return done if self.finished.is_within_limits else f"{done}, and too much is quarantined"
 
     def to_json(self) -> dict[str, Any]:

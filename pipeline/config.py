@@ -91,7 +91,8 @@ class InputConfig(Section):
             raise ValueError("give either `limit` or `sample`")
         if self.incremental and self.is_part:
             raise ValueError(
-                "`incremental` takes files as a whole; for a look at some rows add `incremental: false` and another output"
+                "`incremental` takes files as a whole; for a look at some rows say --set input.incremental=false as well, "
+                "and --output with another folder"
             )
         return self
 

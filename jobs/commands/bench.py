@@ -8,7 +8,7 @@ import yaml
 from rich.table import Table
 from rich.text import Text
 
-from jobs.commands.options import cluster_options, json_option, set_option
+from jobs.commands.options import cluster_options, ds_option, json_option, one_day, set_option
 from jobs.commands.printing import print_json
 from jobs.display import stdout_console
 from jobs.jobfile import load_job
@@ -47,12 +47,14 @@ def _bench_options(f: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @click.argument("job")
 @_bench_options
+@ds_option
 @set_option
 @cluster_options
 @json_option
 def bench(
     job: str,
     rows: int,
+    ds: str | None,
     overrides: tuple[str, ...],
     as_json: bool,
     address: str | None,
@@ -77,7 +79,7 @@ def bench(
             click.echo(f"{_shown(trial.setting)}: {trial.failure or f'{trial.rows_per_s:,.1f} rows/s'}", err=True)
 
     given = {key: values for key, values in points.items() if values is not None}
-    config = load_job(job, overrides)
+    config = load_job(job, overrides, day=one_day(ds))
     trials = sweeping.bench(config, rows, given, address=address, verbose=verbose, observe=say)
     fastest = sweeping.best(trials)
     assert fastest is not None

@@ -8,10 +8,11 @@ from rich.text import Text
 
 from cluster.models import with_profile
 from cluster.preflight.findings import Finding, folded
-from jobs.commands.options import json_option, set_option
+from jobs.commands.options import ds_option, json_option, one_day, set_option
 from jobs.commands.printing import print_json
 from jobs.display import stdout_console
 from jobs.jobfile import load_job
+from pipeline.errors import ConfigError
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 
@@ -25,8 +26,11 @@ COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
     "--limit", "limit_s", type=click.FloatRange(min=1), default=60.0, show_default=True, help="Seconds a node gets."
 )
 @set_option
+@ds_option
 @json_option
-def doctor(job: str | None, address: str | None, limit_s: float, overrides: tuple[str, ...], as_json: bool) -> None:
+def doctor(
+    job: str | None, address: str | None, limit_s: float, overrides: tuple[str, ...], ds: str | None, as_json: bool
+) -> None:
     """Check this machine or every node of a cluster, and what a job needs of them, before a run. Exits with 4 if a check
     fails.
 
@@ -38,7 +42,9 @@ def doctor(job: str | None, address: str | None, limit_s: float, overrides: tupl
     from jobs.checkup import check_cluster, check_here
     from jobs.choosing import shaped
 
-    config = None if job is None else shaped(with_profile(load_job(job, overrides)))
+    if job is None and ds is not None:
+        raise ConfigError("--ds goes with a job")
+    config = None if job is None else shaped(with_profile(load_job(job, overrides, day=one_day(ds))))
     found = check_here(config) if address is None else check_cluster(config, address, limit_s)
     if as_json:
         print_json([f.to_json() for f in found])

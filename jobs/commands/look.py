@@ -21,7 +21,8 @@ from jobs.display import live_facts, stdout_console
 @json_option
 def status(out: str, endpoint_url: str | None, anonymous: bool, address: str | None, as_json: bool) -> None:
     """Say how far the run in folder OUT is, from its commit records, and how its latest session fares: speed, engines,
-    where time goes and what bounds it. With the id of a submitted job: how that job fares on its cluster.
+    where time goes and what bounds it. Of an incremental job's root: how far its runs are. With the id of a submitted job:
+    how that job fares on its cluster.
 
     \b
     herd status s3://bucket/labels/digits
@@ -34,9 +35,13 @@ def status(out: str, endpoint_url: str | None, anonymous: bool, address: str | N
     if as_json:
         print_json(facts)
         return
-    live, took = facts.pop("live"), facts.pop("spent")
-    facts.pop("estimate")
-    facts |= {"seconds": took["seconds"], "estimate": facts.pop("compared") or "none"}
+    live, took = facts.pop("live"), facts.pop("spent", None)
+    facts.pop("estimate", None)
+    if took is not None:
+        facts |= {"seconds": took["seconds"], "estimate": facts.pop("compared") or "none"}
+    for run in facts.pop("by_run", ()):
+        name, state = run.pop("run"), run.pop("status")
+        facts[f"run {name}"] = ", ".join([state, *(f"{n:,} {key.replace('_', ' ')}" for key, n in run.items())])
     print_facts({**facts, **(live_facts(live) if live else {})})
 
 
@@ -45,7 +50,8 @@ def status(out: str, endpoint_url: str | None, anonymous: bool, address: str | N
 @store_options
 @json_option
 def verify(out: str, endpoint_url: str | None, anonymous: bool, as_json: bool) -> None:
-    """Prove from the files alone that every planned row stands exactly once in data or quarantine.
+    """Prove from the files alone that every planned row stands exactly once in data or quarantine. Of an incremental
+    job's root: the same of all its runs, and that each input file was taken by exactly one of them.
 
     Exits with 0 if the run is complete, else with 4.
 
@@ -71,7 +77,7 @@ def verify(out: str, endpoint_url: str | None, anonymous: bool, as_json: bool) -
 def show(
     out: str, rows: int, quarantine: bool, stage: str | None, endpoint_url: str | None, anonymous: bool, as_json: bool
 ) -> None:
-    """Show answers, or quarantined rows, of the run in folder OUT.
+    """Show answers, or quarantined rows, of the run in folder OUT, or of the latest runs of an incremental job's root.
 
     \b
     herd show ./out/digits -n 3

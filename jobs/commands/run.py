@@ -1,55 +1,37 @@
 """`herd run`, `herd resume` and `herd replay`."""
 
-import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from jobs.commands.options import (
     cluster_options,
-    job_of,
     job_options,
+    jobs_of,
     json_option,
     preflight_option,
     set_option,
     storage,
     store_options,
 )
-from jobs.commands.printing import print_json
-from jobs.display import print_summary
+from jobs.commands.report import line, report, report_several
 from jobs.jobfile import amended
-from pipeline.budget import allowed_rows
+from jobs.root import is_root_of_runs, refuse_root
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 
-
-def _report(finished: Any, as_json: bool) -> None:
-    from pipeline.report import agreement, quarantined_rows
-
-    run, totals = finished.run, finished.totals
-    config = run.config
-    agreements = agreement(run.output, config.evaluate) if config.evaluate else []
-    if as_json:
-        figures = finished.figures.to_json() if finished.figures else None
-        shares = {a.group: {"right": a.right, "rows": a.rows, "fraction": a.fraction} for a in agreements}
-        print_json({**totals, "output": run.output.uri, "agreement": shares, "session": figures})
-    else:
-        examples = quarantined_rows(run.output, 8) if totals["rows_quarantined"] else []
-        key = next((c for c in ("id", "key", "name") if c in run.columns.carry), None)
-        print_summary(
-            totals, output=config.output, figures=finished.figures, agreements=agreements, examples=examples, key=key
-        )
-    if not finished.is_within_limits:
-        allowed = allowed_rows(config.limits, totals["rows_in"])
-        fraction = f"limits.max_quarantined_fraction = {config.limits.max_quarantined_fraction:g}"
-        click.echo(f"More rows were quarantined than {fraction} allows, or the {allowed:,.0f} of all limits.", err=True)
-        sys.exit(3)
+NOTHING_NEW = "Nothing to do: every file of the input was taken by an earlier run, and all of these are finished."
 
 
 @click.command()
 @job_options
+@click.option("--fail-fast", is_flag=True, help="With a range of days: stop at the first that fails.")
 @cluster_options
 @preflight_option
 @json_option
-def run(as_json: bool, address: str | None, verbose: bool, preflight: bool, **options: Any) -> None:
+def run(as_json: bool, address: str | None, verbose: bool, preflight: bool, fail_fast: bool, **options: Any) -> None:
     """Run a job, from a YAML file or from options alone. Run it again to resume it.
 
     \b
@@ -58,6 +40,13 @@ def run(as_json: bool, address: str | None, verbose: bool, preflight: bool, **op
     herd run --model scout-int4 --input s3://bucket/photos/ --image-column photo \\
              --prompt 'Is there a cow in this photo?' --choice yes --choice no \\
              --set pool.accelerator=H100 --output s3://bucket/cows
+
+    \b
+    A look at some rows first, a job for a day, and one run a day of a range:
+    herd run job.yaml --limit 20 --output ./look
+    herd run job.yaml --sample 200 --output ./sample
+    herd run daily.yaml --ds yesterday
+    herd run daily.yaml --ds 2026-11-01..2026-11-07
 
     \b
     A job file:
@@ -69,10 +58,33 @@ def run(as_json: bool, address: str | None, verbose: bool, preflight: bool, **op
       answer: {choice: ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]}
       output: {uri: ./out/digits}
     """
+    from jobs.backfill import check_outputs, run_days
+    from jobs.incremental import run_incremental
     from jobs.launch import run_job
+    from jobs.several import Outcome, attempted
 
-    finished = run_job(job_of(options), address=address, quiet=as_json, verbose=verbose, preflight=preflight)
-    _report(finished, as_json)
+    jobs = jobs_of(options)
+    connection: dict[str, Any] = {"address": address, "quiet": as_json, "verbose": verbose, "preflight": preflight}
+    is_range = len(jobs) > 1
+    if fail_fast and not is_range:
+        raise ConfigError("--fail-fast goes with a range of days, such as --ds 2026-11-01..2026-11-07")
+    _, config = jobs[0]
+    if options["job"] is None and options["output"] is None:
+        click.echo(f"The answers go to {config.output.uri}", err=True)
+    if not is_range and not config.input.incremental:
+        report(run_job(config, **connection), as_json)
+        return
+
+    def run_one(name: str, config: RunConfig) -> Iterator[Outcome]:
+        if config.input.incremental:
+            for outcome in run_incremental(config, **connection):
+                yield replace(outcome, name=f"{name} {outcome.name}".strip())
+        else:
+            yield attempted(name, config.output.uri, lambda: run_job(config, **connection))
+
+    days = [(str(day) if is_range else "", config) for day, config in jobs]
+    check_outputs(days)
+    report_several(run_days(days, run_one, fail_fast=fail_fast, observe=line), as_json, none=NOTHING_NEW)
 
 
 @click.command()
@@ -92,7 +104,7 @@ def resume(
     verbose: bool,
     preflight: bool,
 ) -> None:
-    """Continue the run in folder OUT with what is not committed yet.
+    """Continue the run in folder OUT with what is not committed yet, or all unfinished runs of an incremental job's root.
 
     Settings that change no answer may be set anew: pool, limits, rendering threads, batch sizes.
 
@@ -100,20 +112,19 @@ def resume(
     herd resume ./out/digits
     herd resume ./out/digits --set pool.max=8 --set limits.max_quarantined_fraction=0.1
     """
+    from jobs.incremental import resume_incremental
     from jobs.launch import resume_run
 
-    _report(
-        resume_run(
-            out,
-            storage(endpoint_url, anonymous),
-            amend=lambda config: amended(config, overrides),
-            address=address,
-            quiet=as_json,
-            verbose=verbose,
-            preflight=preflight,
-        ),
-        as_json,
-    )
+    reach = storage(endpoint_url, anonymous)
+    connection: dict[str, Any] = {"address": address, "quiet": as_json, "verbose": verbose, "preflight": preflight}
+    if is_root_of_runs(out, reach):
+        outcomes = []
+        for outcome in resume_incremental(out, reach, overrides, **connection):
+            line(outcome)
+            outcomes.append(outcome)
+        report_several(outcomes, as_json, none="Every run is finished.")
+        return
+    report(resume_run(out, reach, amend=lambda config: amended(config, overrides), **connection), as_json)
 
 
 @click.command()
@@ -151,10 +162,12 @@ def replay(
     def keep(row: dict[str, Any]) -> bool:
         return (stage is None or row["stage"] == stage) and (error_type is None or row["error_type"] == error_type)
 
-    _report(
+    reach = storage(endpoint_url, anonymous)
+    refuse_root(out, reach, "replay")
+    report(
         replay_run(
             out,
-            storage(endpoint_url, anonymous),
+            reach,
             keep,
             amend=lambda config: amended(config, overrides),
             address=address,

@@ -28,6 +28,7 @@ KUBERNETES_NAMES = SITE_NAMES | {"kube_context", "dry_run"}
 FOR_KUBERNETES = KUBERNETES_NAMES | {"job", "overrides", "ds", "kubernetes", "as_json"}
 FOR_RAY = frozenset(
     {"model", "input_uri", "prompt", "system", "image_column", "output", "max_tokens", "choice", "job", "overrides"}
+    | {"limit", "sample", "seed", "ds"}
     | {"address", "follow", "package", "python", "preflight", "env", "as_json"}
 )
 
@@ -45,7 +46,6 @@ FOR_RAY = frozenset(
     "--kubernetes", is_flag=True, help="Instead as a RayJob of KubeRay, by kubectl; the options below are its."
 )
 @kubernetes_options
-@click.option("--ds", metavar="DAY", help="The day of a job that uses {{ ds }}: 2026-11-25, today or yesterday.")
 @json_option
 def submit(
     address: str | None,
@@ -54,7 +54,6 @@ def submit(
     python: str | None,
     preflight: bool,
     kubernetes: bool,
-    ds: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -80,7 +79,7 @@ def submit(
             raise ConfigError(
                 "--kubernetes takes a job file", where="JOB", todo="Write one: `herd run --help` shows how."
             )
-        submit_by_kubectl(options["job"], options["overrides"], ds, as_json, options)
+        submit_by_kubectl(options["job"], options["overrides"], options["ds"], as_json, options)
         return
     refuse_others(FOR_RAY, "Ray's Jobs API; it goes with --kubernetes")
     names = options.pop("env")

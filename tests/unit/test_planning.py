@@ -30,7 +30,7 @@ def planned(herd: Herd, tmp_path: Path, *args: object, job: object = DEMO / "dig
 
 
 def test_plan_of_the_demo_counts_every_token_and_broken_row(herd: Herd, tmp_path: Path) -> None:
-    facts = planned(herd, tmp_path, "--sample", 2000)
+    facts = planned(herd, tmp_path, "--look", 2000)
     assert set(facts) >= {*KEPT.split(), *NEW.split()}
     assert (facts["prompt_tokens"]["total"], facts["image_tokens"]["mean"]) == (125_790, 27)
     assert facts["output_tokens"]["total"]["expected"] == 3594
@@ -42,18 +42,18 @@ def test_plan_of_the_demo_counts_every_token_and_broken_row(herd: Herd, tmp_path
 
 
 def test_plan_of_a_sample_holds_the_truth_in_its_intervals(herd: Herd, tmp_path: Path) -> None:
-    facts = planned(herd, tmp_path, "--sample", 256, "--seed", 3)
+    facts = planned(herd, tmp_path, "--look", 256, "--look-seed", 3)
     assert 200 <= facts["sample"]["rows"] < 300 and not facts["sample"]["is_whole"]
     assert facts["prompt_tokens"]["total_low"] <= 125_790 <= facts["prompt_tokens"]["total_high"]
     assert facts["quarantined_rows"]["low"] <= 4 <= facts["quarantined_rows"]["high"]
-    assert facts == {**planned(herd, tmp_path, "--sample", 256, "--seed", 3), "seconds": facts["seconds"]}
+    assert facts == {**planned(herd, tmp_path, "--look", 256, "--look-seed", 3), "seconds": facts["seconds"]}
 
 
 def test_plan_of_footers_alone_looks_at_no_row(herd: Herd, tmp_path: Path) -> None:
-    facts = planned(herd, tmp_path, "--sample", 0, *MAVERICK)
+    facts = planned(herd, tmp_path, "--look", 0, *MAVERICK)
     assert facts["num_rows"] == 1801 and facts["fits"] is True
     assert facts["prompt_tokens"] is facts["sample"] is facts["eta_s"] is None
-    assert facts["unknown"]["prompt_tokens"] == "no row was looked at (--sample 0)"
+    assert facts["unknown"]["prompt_tokens"] == "no row was looked at (--look 0)"
 
 
 def test_plan_of_maverick_fits_and_costs_without_its_weights(herd: Herd, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_plan_of_what_does_not_fit_says_why_and_gives_no_time(herd: Herd, tmp_pa
 
 
 def test_plan_for_a_person_says_first_what_matters(herd: Herd, tmp_path: Path) -> None:
-    ended = herd("plan", DEMO / "digits.yaml", "--set", f"output.uri={tmp_path}", "--sample", 2000, *MAVERICK)
+    ended = herd("plan", DEMO / "digits.yaml", "--set", f"output.uri={tmp_path}", "--look", 2000, *MAVERICK)
     assert ended.code == 0, ended.err
     lines = [line.rstrip() for line in ended.out.splitlines()]
     heads = [line.split("  ")[0] for line in lines if line and not line.startswith(" ")]
@@ -105,7 +105,7 @@ def test_plan_of_echo_counts_words_and_takes_engines_as_the_pool_says(herd: Herd
         (("--gpus", "8xH1000"), "no figures for a GPU named"),
         (("--price", "cheap"), "is no price"),
         (("--like", "/nowhere/at/all"), "no run"),
-        (("--sample", "-1"), "-1"),
+        (("--look", "-1"), "-1"),
     ],
 )
 def test_plan_of_a_bad_question_is_one_sentence(args: tuple[str, ...], words: str, herd: Herd, tmp_path: Path) -> None:
