@@ -49,7 +49,7 @@ def test_run_for_a_day_takes_its_input_and_output(tmp_path: Path, herd: Herd, da
 
 def test_day_that_is_missing_not_wanted_or_wrong_is_refused(herd: Herd, daily: Callable[..., Path]) -> None:
     job = daily(1)
-    assert_ended(herd("run", job), 2, "The job is for a day, by its `input.uri`", "--ds today")
+    assert_ended(herd("run", job), 2, "The job is for a day, by its `name`", "--ds today")
     assert_ended(herd("plan", job), 2, "The job is for a day")
     assert_ended(herd("run", job, "--ds", "soon"), 2, "`soon` is no date")
     assert_ended(herd("plan", job, "--ds", "2026-11-01..2026-11-02"), 2, "goes with `herd run` alone")
