@@ -212,10 +212,6 @@ def _links(probe: Probe, need: Need) -> Iterator[Row]:
 def _environment(a: Answer, probe: Probe, need: Need) -> Iterator[Row]:
     env = probe.environment
     on = {name for name, value in env.items() if value.lower() in SWITCHED_ON}
-    noset = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
-    if noset in on and (probe.gpus or a.num_gpus) and not (need.has_job and need.gpus == 0):
-        todo = "Unset it and restart the node's Ray: with it, all engines of a node take its first GPUs."
-        yield "fail", noset, env[noset], todo
     if need.has_job and need.gpus < 2:
         return  # no engine of it talks to another GPU
     for name, why in (

@@ -24,7 +24,7 @@ from pipeline.model import cache_folder, check_files, missing_bytes
 from pipeline.storage import Store
 
 SHARED_MEMORY = "/dev/shm"  # noqa: S108
-WATCHED = re.compile(r"NCCL_\w+|RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES|CUDA_LAUNCH_BLOCKING|HF_HUB_OFFLINE")
+WATCHED = re.compile(r"NCCL_\w+|CUDA_LAUNCH_BLOCKING|HF_HUB_OFFLINE")
 """Variables that change how engines run and are no secret."""
 
 
