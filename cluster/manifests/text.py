@@ -22,10 +22,16 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _holds(line: str) -> bool:
+    """Whether a line may stand in a block. Where one may not, PyYAML would turn to single quotes, which fold line breaks and
+    lose some: U+0085 beside a line feed came back as another text."""
+    return line.isprintable() and not line.endswith(" ")
+
+
 def _string(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
     style = '"'
-    if "\n" in value:
-        style = "|"  # PyYAML itself falls back to quotes where a block cannot hold the text
+    if "\n" in value and value[0] not in " \n" and all(_holds(line) for line in value.split("\n")):
+        style = "|"
     elif _PLAIN.fullmatch(value) and value.lower() not in _WORDS:
         style = ""
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)

@@ -5,18 +5,22 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cluster.manifests.text import yaml_text
 
-TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
+HOSTILE = "\n\r\t \x85\u2028\ufeff\xa0a#:'\"\\-|>%{\x00\x7f"  # breaks, blanks and marks that mean something in YAML
+TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.text(st.sampled_from(HOSTILE), max_size=8)
 DATA = st.recursive(
     st.none() | st.booleans() | st.integers() | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
 )
 
 
+@example("\n\x85")
+@example("a\n\u2028")
+@example(" a\nb \n")
 @given(DATA)
 def test_yaml_text_of_any_data_is_read_back_as_the_same(data: Any) -> None:
     assert yaml.safe_load(yaml_text([data])) == data
