@@ -268,5 +268,4 @@ def test_run_that_loses_a_node_goes_on_on_another(
     outcome = herd("run", path)
     losing.join()
     assert outcome.code == 0, outcome.err
-    assert {e["node"] for e in engines(tmp_path / "out")} >= {node(ray_cluster.h100[0])}
     assert herd("verify", tmp_path / "out").code == 0
