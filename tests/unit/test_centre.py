@@ -10,7 +10,7 @@ HEAVY = ("ray", "vllm", "torch", "transformers")
     "modules",
     [
         "pipeline.config pipeline.config_errors pipeline.plan pipeline.columns pipeline.answers pipeline.request",
-        "pipeline.output pipeline.verify pipeline.footers pipeline.render.rows",
+        "pipeline.output pipeline.verify pipeline.footers pipeline.render.rows pipeline.claims pipeline.part",
     ],
 )
 def test_centre_imports_nothing_heavy(modules: str) -> None:
