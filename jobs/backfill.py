@@ -6,8 +6,6 @@ from jobs.several import Outcome
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 
-INTERRUPTED = 130
-
 
 def check_outputs(days: Sequence[tuple[str, RunConfig]]) -> None:
     """Raises `ConfigError` where two days would write one output, unless it is one that runs share."""
@@ -41,5 +39,5 @@ def run_days(
         for outcome in run_one(day, config):
             observe(outcome)
             outcomes.append(outcome)
-            is_stopped |= outcome.exit_code == INTERRUPTED or (fail_fast and outcome.exit_code != 0)
+            is_stopped |= outcome.was_interrupted or (fail_fast and outcome.exit_code != 0)
     return outcomes

@@ -32,7 +32,6 @@ from pipeline.plan import answer_settings
 from pipeline.storage import CONCURRENCY, FileInfo, Store
 
 MAX_TRIES = 10
-INTERRUPTED = 130
 
 
 class Held(Protocol):
@@ -67,7 +66,7 @@ def unfinished_runs(ledger: Ledger, claims: Sequence[Claim], hands: Hands) -> It
         outcome = _continued(ledger, claim, hands)
         if outcome is not None:
             yield outcome
-            if outcome.exit_code == INTERRUPTED:
+            if outcome.was_interrupted:
                 return
 
 
@@ -202,7 +201,7 @@ def run_incremental(config: RunConfig, **connection: Any) -> Iterator[Outcome]:
         hands = RayHands(ledger, config, resolve_model(config), _as_now(config), connection)
     for outcome in unfinished_runs(ledger, claims, hands):
         yield outcome
-        if outcome.exit_code == INTERRUPTED:
+        if outcome.was_interrupted:
             return
     with before_the_run():
         listed = list_inputs(config.input, may_be_empty=bool(claims))

@@ -28,6 +28,10 @@ class Outcome:
         return 3 if self.finished is not None and not self.finished.is_within_limits else 0
 
     @property
+    def was_interrupted(self) -> bool:
+        return self.exit_code == BY_SEVERITY[-1]
+
+    @property
     def words(self) -> str:
         """The outcome in a word, or in the sentence that there is."""
         if self.finished is None:

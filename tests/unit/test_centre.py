@@ -10,7 +10,7 @@ HEAVY = ("ray", "vllm", "torch", "transformers")
     "modules",
     [
         "pipeline.config pipeline.config_errors pipeline.plan pipeline.columns pipeline.answers pipeline.request",
-        "pipeline.output pipeline.verify pipeline.footers pipeline.render.rows",
+        "pipeline.output pipeline.verify pipeline.footers pipeline.render.rows pipeline.claims pipeline.part",
         "pipeline.survey pipeline.outcome cluster.tokens cluster.estimate cluster.speed jobs.planning",
     ],
 )

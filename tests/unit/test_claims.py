@@ -144,7 +144,6 @@ class World:
         self.ledger = Ledger(ROOT, self.store)
         self.now: dict[str, str] = {}
         self.holders: dict[int, Worker] = {}
-        self.done: list[tuple[int, FileKey]] = []
         self.sessions: list[Worker] = []
 
     def listed(self) -> list[FileInfo]:
@@ -172,6 +171,12 @@ class World:
     def planned(self) -> dict[int, set[FileKey]]:
         runs = {p.split("/")[-2]: d for p, d in self.store.objects.items() if p.endswith("/run.json")}
         return {int(name): {tuple(key) for key in json.loads(data)} for name, data in runs.items()}
+
+    @property
+    def done(self) -> list[tuple[int, FileKey]]:
+        """Run, URI and ETag of each file that stands in an output."""
+        found = [(p.split("/"), data) for p, data in self.store.objects.items() if "/commits/" in p]
+        return [(int(parts[-3]), (parts[-1], data.decode())) for parts, data in found]
 
     def check(self) -> None:
         """What holds at any moment."""
@@ -217,8 +222,7 @@ class ModelHands:
                 if self.world.now[one.uri] != one.etag:
                     left.append(one)
                     continue
-                store.put(f"{uri}/commits/{one.uri}", b"done")
-                self.world.done.append((claim.number, (one.uri, one.etag)))
+                store.put(f"{uri}/commits/{one.uri}", one.etag.encode())
         if left:
             raise HerdError("files changed since they were planned")
         store.put(f"{uri}/_SUCCESS", b"done")
