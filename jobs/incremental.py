@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from cluster.models import resolve_model, with_profile
 from jobs.jobfile import amended
-from jobs.launch import Finished, finish
+from jobs.launch import Finished, finish, say_if_close
 from jobs.several import Outcome, attempted
 from pipeline import books
 from pipeline.claims import Claim, Ledger, new_files
@@ -193,6 +193,7 @@ def run_incremental(config: RunConfig, **connection: Any) -> Iterator[Outcome]:
             where="engine",
             todo="Have `herd plan` choose once, and write its settings into the job.",
         )
+    say_if_close(config)
     with before_the_run():
         ledger = Ledger(config.output.uri, Store(config.output.uri, config.output.storage))
         claims = ledger.read()

@@ -75,12 +75,29 @@ def run_job(
             print(sentence, file=sys.stderr, flush=True)
 
         def prepare() -> books.PreparedRun:
-            if (doubt := check_fit(config)) is not None:
-                print(f"Warning: {doubt}", file=sys.stderr, flush=True)
+            say_if_close(config)
             model, revision = resolve_model(config), find_git_revision(os.getcwd())
             return narrowed(books.prepare(config, model, git_revision=revision, choice=reasons))
 
         return _finish(prepare, address, quiet, verbose, preflight)
+
+
+def say_if_close(config: RunConfig) -> None:
+    """Warns of an engine that hardly fits its GPUs. Raises `ConfigError` for one that cannot, as `check_fit`."""
+    if (doubt := check_fit(config)) is not None:
+        print(f"Warning: {doubt}", file=sys.stderr, flush=True)
+
+
+def _fitting(amend: books.Amend) -> books.Amend:
+    """`amend`, with a look at whether an engine that it changes fits."""
+
+    def amended(begun: RunConfig) -> RunConfig:
+        config = amend(begun)
+        if (config.engine, config.pool.accelerator) != (begun.engine, begun.pool.accelerator):
+            say_if_close(config)
+        return config
+
+    return amended
 
 
 def resume_run(
@@ -96,7 +113,7 @@ def resume_run(
     """Continues the run in an output folder by its own plan, with settings of speed and limits as `amend` makes them.
     Raises as `run_job`."""
     revision = find_git_revision(os.getcwd())
-    prepare = partial(books.prepare_resume, uri, storage, resolve_model, amend=amend, git_revision=revision)
+    prepare = partial(books.prepare_resume, uri, storage, resolve_model, amend=_fitting(amend), git_revision=revision)
     return _finish(prepare, address, quiet, verbose, preflight)
 
 
@@ -114,7 +131,9 @@ def replay_run(
     """Asks again those quarantined rows for which `keep` holds, as `amend` would have them asked, and merges what comes
     back. Raises as `run_job`."""
     revision = find_git_revision(os.getcwd())
-    prepare = partial(books.prepare_replay, uri, storage, resolve_model, keep, amend=amend, git_revision=revision)
+    prepare = partial(
+        books.prepare_replay, uri, storage, resolve_model, keep, amend=_fitting(amend), git_revision=revision
+    )
     return _finish(prepare, address, quiet, verbose, preflight)
 
 

@@ -13,8 +13,10 @@ from cluster.models import with_profile
 from cluster.placement import Node
 from cluster.profiles import PROFILES
 from jobs.choosing import check_fit, gpus_of, settled, shaped
+from jobs.jobfile import amended
+from jobs.launch import resume_run
 from pipeline import books
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, StorageConfig
 from pipeline.errors import ConfigError
 from pipeline.model import ModelRef
 from pipeline.placement import ACCELERATOR_LABEL
@@ -218,3 +220,18 @@ def test_engine_of_a_local_model_is_judged_by_its_config(tmp_path: Path) -> None
     (tmp_path / "config.json").write_text(json.dumps(published.LLAMA_3_70B))
     with pytest.raises(ConfigError, match="the weights take 131"):
         check_fit(engine_job(str(tmp_path)))
+
+
+def test_resume_with_an_engine_that_cannot_fit_is_refused_and_the_run_left_as_it_is(rows: Path) -> None:
+    config = auto_job(
+        rows, "maverick", {"tensor_parallel_size": 8, "max_model_len": 4096}, pool={"accelerator": "H100"}
+    )
+    books.prepare(config, ModelRef("maverick", "hub", "sha256:1")).lease.release()
+    before = (rows.parent / "out" / "run.json").read_bytes()
+
+    def narrower(begun: RunConfig) -> RunConfig:
+        return amended(begun, ["engine.tensor_parallel_size=4"])
+
+    with pytest.raises(ConfigError, match=r"the weights take 97\.0 GiB on each GPU \(TP4\)"):
+        resume_run(str(rows.parent / "out"), StorageConfig(), amend=narrower)
+    assert (rows.parent / "out" / "run.json").read_bytes() == before
