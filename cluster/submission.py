@@ -7,17 +7,11 @@ Submitting the same job again finds the one that runs.
 
 import asyncio
 import contextlib
-import hashlib
-import json
 import logging
 import math
 import os
-import re
-import shlex
-import shutil
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -25,17 +19,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
-
+from cluster.parcel import digest, entrypoint, new_id, pack
 from cluster.portable import is_loopback
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, HerdError
 
-PACKAGES = Path(__file__).resolve().parent.parent
-PACKAGE_NAMES = ("pipeline", "cluster", "jobs")
-NOT_PACKED = shutil.ignore_patterns("__pycache__", "demo", "*.pyc")
-"""The demo's data and model are of no use to other jobs."""
-ID = re.compile(r"herd-.+-\d{8}T\d{6}-[0-9a-f]{6}")
 STOP_SLACK_S = 60
 """Seconds beyond `limits.drain_s` that a job has to end by itself when it is stopped; Ray's own 3 s are too few."""
 SILENCE_S = 60.0
@@ -45,7 +33,6 @@ TRIES = 5
 """Times that a job is sent, with twice the wait each time."""
 PATIENCE = 60
 """Times in a row, some seconds apart, that a cluster may be out of reach while its job is followed."""
-PYTHON = '"$(command -v python || command -v python3)"'
 EXIT_CODES = (0, 2, 3, 4, 130)
 
 
@@ -87,34 +74,6 @@ class Submitted:
 
     id: str
     is_new: bool
-
-
-def is_job_id(name: str) -> bool:
-    """Whether this is an id that `herd submit` gives, and no folder here."""
-    return bool(ID.fullmatch(name)) and not Path(name).exists()
-
-
-def new_id(name: str, now: datetime) -> str:
-    return f"herd-{name}-{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
-
-
-def entrypoint(python: str | None, *, preflight: bool = True) -> str:
-    """The command that the cluster runs, in the folder of the job. `exec` lets the signal of a stop reach Herd itself."""
-    interpreter = PYTHON if python is None else shlex.quote(python)
-    return f"exec {interpreter} -m jobs run job.yaml --address auto" + ("" if preflight else " --no-preflight")
-
-
-def pack(config: RunConfig, folder: Path, *, with_herd: bool) -> None:
-    """Lays out what the cluster gets. The same job gives the same bytes, which Ray then sends only once."""
-    (folder / "job.yaml").write_text(
-        yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False)
-    )
-    for name in PACKAGE_NAMES if with_herd else ():
-        shutil.copytree(PACKAGES / name, folder / name, ignore=NOT_PACKED)
-
-
-def digest(config: RunConfig) -> str:
-    return hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
 
 
 class UnreachableError(HerdError):
@@ -162,14 +121,14 @@ class JobsApi:
         Raises:
             ConfigError: another job on this cluster writes to the same output.
         """
-        mark = digest(config)
+        mark, output = digest(config), config.output.uri.rstrip("/")
         for job in self._listed():
             metadata = job.metadata or {}
-            if metadata.get("herd.output") == config.output.uri and not _state(job).is_over:
+            if metadata.get("herd.output") == output and not _state(job).is_over:
                 if metadata.get("herd.job") != mark:
                     raise ConfigError(
                         f"Another job, {job.submission_id}, writes to this output",
-                        where=config.output.uri,
+                        where=output,
                         todo=f"Wait for it, or `herd stop {job.submission_id} --address {self.address}`.",
                     )
                 return Submitted(str(job.submission_id), False)
@@ -181,7 +140,7 @@ class JobsApi:
                 job_id,
                 entrypoint=entrypoint(python, preflight=preflight),
                 runtime_env={"working_dir": folder, "env_vars": {**grace, **environment}},
-                metadata={"herd.output": config.output.uri, "herd.job": mark},
+                metadata={"herd.output": output, "herd.job": mark},
             )
         return Submitted(job_id, True)
 
@@ -231,7 +190,7 @@ class JobsApi:
                         say(rest)
                     return state
                 failures = 0
-            except UnreachableError:
+            except (UnreachableError, RefusedError):
                 failures += 1
                 if failures >= PATIENCE:
                     raise

@@ -6,7 +6,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from cluster.submission import is_job_id
+from cluster.parcel import is_job_id
 from jobs import inspect
 from jobs.commands.options import json_option, storage, store_options
 from jobs.commands.printing import print_facts, print_json

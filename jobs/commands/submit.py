@@ -173,7 +173,9 @@ def _follow(api: Any, job_id: str, as_json: bool) -> None:
     if as_json:
         print_json({**state.to_json(), "exit_code": state.exit_code})
     elif state.state != "succeeded":
-        click.echo(f"{job_id} {state.state}: {state.message or 'no reason was given'}", err=True)
+        code = state.driver_exit_code
+        why = state.message or "no reason was given" if code is None else f"herd run exited with {code}"
+        click.echo(f"{job_id} {state.state}: {why}", err=True)
     sys.exit(state.exit_code)
 
 

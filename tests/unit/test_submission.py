@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.parcel import digest, entrypoint, is_job_id, new_id, pack
 from cluster.portable import forwarded, is_loopback, portable_job
-from cluster.submission import JobState, digest, entrypoint, is_job_id, new_id, pack
+from cluster.submission import JobState
 from jobs.jobfile import load_job
 from pipeline.errors import ConfigError
 
