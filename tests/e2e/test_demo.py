@@ -84,7 +84,7 @@ def test_demo_run_again_has_nothing_to_do(out: Path, command: Command) -> None:
 
 
 def test_demo_plan_counts_the_tokens_that_vllm_counted(out: Path, command: Command) -> None:
-    facts = json.loads(command("plan", "jobs/demo/digits.yaml", "--sample", 1801, "--json").stdout)
+    facts = json.loads(command("plan", "jobs/demo/digits.yaml", "--look", 1801, "--json").stdout)
     totals = json.loads((out / "_SUCCESS").read_text())
     counted = read_parts(out / "data")["prompt_tokens"]
     assert facts["prompt_tokens"]["total"] == pc.sum(counted).as_py() == totals["prompt_tokens"]
