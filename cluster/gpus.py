@@ -45,9 +45,9 @@ class Gpus:
         return f"{self.nodes}x{self.per_node}x{self.gpu.name}" if self.nodes > 1 else f"{self.per_node}x{self.gpu.name}"
 
 
-# Memory is the total that PyTorch or vLLM print for the card (vLLM pull request #10511 shows 79.22 GiB for an H100, vLLM's
-# and PyTorch's out-of-memory messages "total capacity of" 139.80, 79.15, 178.35 and 44.39 GiB for the others), rounded
-# down. Bandwidth and rates are NVIDIA's data sheets for the SXM boards (L40S: PCIe), without sparsity.
+# Memory is the total that a program finds, rounded down: vLLM pull request #10511 shows 79.22 GiB for an H100, and a public
+# log 178.35 for a B200. The others are what such cards are said to show; we have not found a log of them. Bandwidth and
+# rates are NVIDIA's data sheets for the SXM boards (L40S: PCIe), without sparsity.
 GPUS = {
     gpu.name: gpu
     for gpu in (
