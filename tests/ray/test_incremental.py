@@ -186,6 +186,7 @@ def test_run_killed_half_way_is_continued_by_the_next_night(
     killed_half_way(local, herd, process)
 
 
+@pytest.mark.chaos
 def test_run_killed_half_way_on_s3_is_continued_by_the_next_night(
     on_s3: Place, herd: Herd, process: Callable[[Path], "subprocess.Popen[str]"]
 ) -> None:
@@ -209,6 +210,7 @@ def test_two_that_start_at_the_same_moment_do_each_file_once(
     two_at_once(local, herd, process)
 
 
+@pytest.mark.chaos
 def test_two_that_start_at_the_same_moment_on_s3_do_each_file_once(
     on_s3: Place, herd: Herd, process: Callable[[Path], "subprocess.Popen[str]"]
 ) -> None:
