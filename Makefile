@@ -29,7 +29,7 @@ test: venv  ## all tests: unit, Ray, S3 servers, vLLM on the CPU
 
 chaos: venv  ## at least 100 seeded faults: processes, nodes and storage, at random and at each step of a commit
 	$(BIN)/python -m pytest tests/chaos tests/ray/test_storage_faults.py
-	$(BIN)/python -m pytest -m chaos tests/ray/test_incremental.py
+	$(BIN)/python -m pytest -m chaos tests/ray/test_incremental.py tests/ray/test_placement.py
 
 check: venv  ## what must hold of the code itself: lint, format, types, import direction
 	$(BIN)/ruff check pipeline cluster jobs tests
