@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +306,47 @@ def test_session_that_dies_anywhere_is_taken_up_by_the_next(steps: int) -> None:
     world.check()
     assert sorted(key for _, key in world.done) == sorted(world.now.items())
     assert world.ledger.unfinished(world.ledger.read()) == []
+
+
+@pytest.mark.parametrize("keeps_conditions", [True, False])
+def test_two_sessions_at_any_point_of_each_other_do_each_file_once(keeps_conditions: bool) -> None:
+    for first, second in product(range(25), repeat=2):
+        world = World(keeps_conditions=keeps_conditions)
+        world.add()
+        sessions = [world.start()]
+        for _ in range(first):
+            if not sessions[0].is_done:
+                sessions[0].step()
+        world.add()
+        sessions.append(world.start())
+        for _ in range(second):
+            if not sessions[1].is_done:
+                sessions[1].step()
+        for session in sessions:
+            if not session.is_done:
+                session.run()
+        world.check()
+        errors = [s.error for s in sessions if s.error is not None]
+        # one may have stopped right before its claim, and the other gives up after a while
+        assert all(isinstance(e, FencedError) for e in errors) and len(errors) < 2
+        if not errors:
+            assert sorted(key for _, key in world.done) == sorted(world.now.items()), (first, second)
+
+
+def test_session_finds_that_another_has_just_taken_the_number() -> None:
+    world = World(keeps_conditions=True)
+    world.add()
+    first = world.start()
+    while first not in world.holders.values():
+        first.step()
+    first.step()  # it has looked whether its claim is new
+    second = world.start()
+    for _ in range(10):
+        second.step()
+    first.run()
+    second.run()
+    assert (first.error, second.error) == (None, None)
+    world.check()
 
 
 def test_session_leaves_a_living_run_its_files_and_takes_what_is_new() -> None:
