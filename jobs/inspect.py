@@ -37,7 +37,7 @@ def status_facts(uri: str, storage: StorageConfig) -> dict[str, Any]:
     """How far a run is, from its records. `live` holds what the latest session said of itself, with `age_s`, the seconds
     since; null where nothing of this run says anything. Of an incremental job's root: how far all of its runs are."""
     if root.is_root_of_runs(uri, storage):
-        return {**root.status_root(uri, storage), "live": None}
+        return root.status_root(uri, storage)
     output = open_output(uri, storage)
     begun, record = books.reopen(uri, output.store)
     records = output.records()

@@ -10,6 +10,7 @@ from pipeline.columns import Columns
 from pipeline.config import OutputConfig, RunConfig, StorageConfig
 from pipeline.errors import ConfigError, before_the_run
 from pipeline.footers import list_inputs, make_plan
+from pipeline.live import read_live
 from pipeline.output import Output
 from pipeline.storage import Store
 from pipeline.verify import MAX_PROBLEMS, Verdict, verify
@@ -113,12 +114,12 @@ def plan_root(config: RunConfig) -> tuple[dict[str, Any], tuple[Columns, pa.Sche
 
 
 def status_root(uri: str, storage: StorageConfig) -> dict[str, Any]:
-    """How far the runs are, from their records."""
+    """How far the runs are, from their records. `live` holds what the latest unfinished one said of itself, if any did."""
     ledger = Ledger(uri, Store(uri, storage))
     claims = [claim for claim in ledger.read() if claim.files]
     unfinished = {claim.number for claim in ledger.unfinished(claims)}
     totals = dict.fromkeys(("shards", "shards_committed", "rows", "rows_ok", "rows_quarantined"), 0)
-    runs = []
+    runs, live = [], None
     for claim in claims:
         facts: dict[str, Any] = {"run": claim.name, "files": len(claim.files), "status": "claimed and not begun"}
         if ledger.is_begun(claim):
@@ -133,6 +134,8 @@ def status_root(uri: str, storage: StorageConfig) -> dict[str, Any]:
                 "rows_quarantined": sum(r.rows_quarantined for r in records),
             }
             totals = {key: totals[key] + facts[key] for key in totals}
+            if claim.number in unfinished:
+                live = read_live(output, str(record["run_id"])) or live
         runs.append(facts)
     next_verb = "resume" if unfinished else "verify"
     return {
@@ -141,6 +144,7 @@ def status_root(uri: str, storage: StorageConfig) -> dict[str, Any]:
         "files": sum(len(claim.files) for claim in claims),
         **totals,
         "by_run": runs,
+        "live": live,
         "next": f"herd {next_verb} {OutputConfig(uri=uri, storage=storage).arguments}",
     }
 

@@ -89,17 +89,12 @@ class InputConfig(Section):
     def _one_cut(self) -> "InputConfig":
         if self.limit is not None and self.sample is not None:
             raise ValueError("give either `limit` or `sample`")
-        if self.incremental and self.is_part:
+        if self.incremental and (self.limit is not None or self.sample is not None):
             raise ValueError(
                 "`incremental` takes files as a whole; for a look at some rows say --set input.incremental=false as well, "
                 "and --output with another folder"
             )
         return self
-
-    @property
-    def is_part(self) -> bool:
-        """Whether only some rows of the input are asked for."""
-        return self.limit is not None or self.sample is not None
 
     @field_validator("uri")
     @classmethod

@@ -18,7 +18,7 @@ def set_option(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def ds_option(f: Callable[..., Any]) -> Callable[..., Any]:
-    shown = "Day (UTC) of a job that depends on one: 2026-11-25, today or yesterday."
+    shown = "Day (UTC) of a job that depends on one: 2026-11-25, today, yesterday; for `run` also a range FIRST..LAST."
     return click.option("--ds", metavar="DAY", help=shown)(f)
 
 
