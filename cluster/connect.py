@@ -1,6 +1,7 @@
 """Joins a Ray cluster, or starts one on this machine for the time of a command."""
 
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -59,11 +60,30 @@ def connected(address: str | None, *, verbose: bool = False) -> Iterator[None]:
             "token needs RAY_AUTH_MODE=token.",
         ) from None
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # Ray's threads print warnings there, and it may be for a document
+        # Ray's threads print warnings on stdout, which may be for a document
+        with contextlib.redirect_stdout(sys.stderr if verbose else _WithoutRetries()):
             yield
     finally:
         with contextlib.suppress(Exception):  # what is done is done, and how the farewell goes changes nothing of it
             ray.shutdown()
+
+
+class _WithoutRetries(io.TextIOBase):
+    """stderr without what Ray says of calls that it makes again, which holds the traceback of each: a run tells of the
+    deaths of its engines itself."""
+
+    def __init__(self) -> None:
+        self._dropped = False
+
+    def write(self, text: str) -> int:
+        ends_dropped = self._dropped and text == "\n"
+        self._dropped = not ends_dropped and " retries remaining, so the task will be retried" in text
+        if not ends_dropped and not self._dropped:
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def is_own_cluster() -> bool:

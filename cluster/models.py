@@ -1,7 +1,7 @@
 """The models that Herd knows by name, and how a job's `model` becomes files with digests.
 
 A job may name a profile, a hub id, or a path (local or `s3://`). Figures are from the model cards and configs; see
-docs/models.md for sources. Engine settings of profiles have not yet run on a GPU.
+docs/models.md for sources.
 """
 
 import hashlib

@@ -1,7 +1,8 @@
 """The models that Herd knows by name: Meta's Llama 4 herd at the precisions that are published.
 
 Architectures are Meta's `config.json`, cut down to what decides memory (`cluster.fit`), since a machine that plans has none
-of a model's files. Each profile names its sources. Settings of `engine` have not yet run on a GPU. Pure.
+of a model's files. Each profile names its sources. Settings of `engine` have not yet run on a GPU, but for those of
+`scout-int4` (docs/gpu.md). Pure.
 """
 
 from dataclasses import dataclass, field

@@ -52,7 +52,6 @@ UNCOUNTED = frozenset(
         "decode_context_parallel_size",
         "hf_overrides",
         "kv_cache_memory_bytes",
-        "load_format",
         "num_gpu_blocks_override",
         "prefill_context_parallel_size",
         "quantization",
@@ -62,6 +61,8 @@ UNCOUNTED = frozenset(
 """Settings that change what an engine takes in ways that `cluster.fit` does not know."""
 COUNTED_CACHES = ("auto", "bfloat16", "float16", "fp8", "int8")
 """How the types of KV cache begin whose bytes it knows."""
+COUNTED_FORMATS = ("auto", "dummy", "hf", "safetensors")
+"""The ways to load weights that leave them as the model's config has them."""
 
 
 def settled(config: RunConfig, gpus: Gpus | None) -> tuple[RunConfig, tuple[str, ...]]:
@@ -206,7 +207,11 @@ def fit_of(config: RunConfig, gpu: Gpu) -> Fit | None:
     """Whether the job's engines fit a GPU by their settings; None where the model's architecture is not known, or what a
     setting does to memory."""
     args: dict[str, Any] = engine_args(config, "")
-    is_counted = str(args.get("kv_cache_dtype", "auto")).startswith(COUNTED_CACHES) and UNCOUNTED.isdisjoint(args)
+    is_counted = (
+        UNCOUNTED.isdisjoint(args)
+        and str(args.get("kv_cache_dtype", "auto")).startswith(COUNTED_CACHES)
+        and str(args.get("load_format", "auto")) in COUNTED_FORMATS
+    )
     with model_folder(config) as folder:
         architecture, _ = architecture_of(config, folder)
     if architecture is None or not is_counted:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from cluster.fit import GPU_MEMORY_UTILIZATION
 from cluster.preflight.gpus import is_driver_enough, min_driver
 from cluster.preflight.probe import SHARED_MEMORY, Probe
 
@@ -19,8 +20,6 @@ MIN_SHM_BYTES_PARALLEL = GIB
 https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/troubleshooting.html"""
 MIN_DISK_BYTES = 20 * GIB
 MAX_SKEW_S = 2.0
-GPU_MEMORY_SHARE = 0.9
-"""vLLM's default of `gpu_memory_utilization`."""
 ENGINE_PACKAGES = ("vllm", "torch", "transformers")
 MUST_BE_EQUAL = ("python", "ray", "herd-batch", "vllm")
 """Ray refuses other versions of the first two, pickles of ours need the third, and lineage names one vLLM."""
@@ -54,7 +53,7 @@ class Need:
     vllm: bool = True
     gpus: int = 0
     """GPUs of one engine."""
-    memory_share: float = GPU_MEMORY_SHARE
+    memory_share: float = GPU_MEMORY_UTILIZATION
     """vLLM's `gpu_memory_utilization`."""
     has_job: bool = False
 
@@ -140,11 +139,18 @@ def _versions(a: Answer, probe: Probe, common: Mapping[str, str]) -> Iterator[Ro
 
 
 def _vllm(a: Answer, probe: Probe, need: Need) -> Iterator[Row]:
-    if not (need.vllm and a.holds_engines) or "vllm" in probe.versions:
+    if not (need.vllm and a.holds_engines):
         return
-    is_needed = need.has_job or probe.gpus
-    todo = "Install the `cpu` or the `gpu` extra of herd-batch."
-    yield "fail" if is_needed else "warn", "vllm", "not installed", todo
+    if "vllm" not in probe.versions:
+        is_needed = need.has_job or probe.gpus
+        todo = "Install the `cpu` or the `gpu` extra of herd-batch."
+        yield "fail" if is_needed else "warn", "vllm", "not installed", todo
+    elif need.has_job and not need.gpus and not probe.is_vllm_for_cpu:
+        # it would take whichever GPU it sees, with no other engine kept off it
+        todo = "Name the GPUs, such as `pool.accelerator: H100`, or install the `cpu` extra."
+        yield "fail", "vllm", "the build for GPUs, and the job puts its engines on the CPU", todo
+    elif need.gpus and probe.gpus and probe.is_vllm_for_cpu:
+        yield "fail", "vllm", "the build for CPUs, and the job puts its engines on GPUs", "Install the `gpu` extra."
 
 
 def _shared_memory(probe: Probe, need: Need) -> Iterator[Row]:

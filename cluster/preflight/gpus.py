@@ -1,7 +1,7 @@
 """A node's NVIDIA GPUs, by `nvidia-smi`, which comes with the driver; and which CUDA a driver runs.
 
 NVML says the same and comes in the same package, so its bindings would add a dependency and nothing else. The parsers are
-tested against published outputs; they have not yet run on a GPU.
+tested against published outputs; docs/gpu.md says what of them ran on a GPU.
 """
 
 import re

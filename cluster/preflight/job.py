@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from cluster.models import hub_bytes, resolve_model
 from cluster.placement import engine_resources
-from cluster.preflight.findings import GPU_MEMORY_SHARE, Finding, Need
+from cluster.fit import GPU_MEMORY_UTILIZATION
+from cluster.preflight.findings import Finding, Need
 from cluster.preflight.probe import Place, Wanted, probing_folder, try_writing
 from pipeline.config import RunConfig
 from pipeline.engine.vllm_names import check_names
@@ -33,7 +34,7 @@ class JobCheck:
 
 
 def need_of(config: RunConfig) -> Need:
-    share = config.engine.vllm_args.get("gpu_memory_utilization", GPU_MEMORY_SHARE)
+    share = config.engine.vllm_args.get("gpu_memory_utilization", GPU_MEMORY_UTILIZATION)
     gpus = config.engine.num_gpus if config.pool.accelerator else 0
     return Need(vllm=config.engine.kind == "vllm", gpus=gpus, memory_share=float(share), has_job=True)
 

