@@ -19,7 +19,7 @@ from cluster.models import with_profile
 from cluster.room import addable_nodes, live_nodes
 from jobs.choosing import gpus_of, settled
 from jobs.jobfile import set_key
-from jobs.launch import run_job
+from jobs.launch import Launch, run_job
 from pipeline.books import PreparedRun
 from pipeline.config import RunConfig
 from pipeline.config_errors import parse_config
@@ -188,9 +188,8 @@ def bench(
             job = sample_job(config, setting, rows, output)
             finished = run_job(
                 job,
-                quiet=True,
-                verbose=verbose,
-                preflight=not setting,  # the nodes are the same for every setting
+                # the nodes are the same for every setting
+                Launch(quiet=True, verbose=verbose, preflight=not setting),
                 narrowed=lambda run: sampled(run, rows),
             )
             assert finished.figures is not None, "a new output has shards to do"

@@ -6,7 +6,7 @@ What goes wrong with one run keeps no other from being tried; an interrupt does.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from cluster.models import resolve_model, with_profile
 from jobs.jobfile import amended
-from jobs.launch import Finished, finish, say_if_close
+from jobs.launch import ALONE, Finished, Launch, finish, say_if_close
 from jobs.several import Outcome, attempted
 from pipeline import books
 from pipeline.claims import Claim, Ledger, new_files
@@ -132,8 +132,7 @@ class RayHands:
     config: RunConfig
     model: ModelRef
     amend: books.Amend
-    connection: Mapping[str, Any]
-    """`address`, `quiet` and `verbose`, as `jobs.launch.finish` takes them."""
+    launch: Launch
 
     def take(self, number: int) -> Lease:
         return Lease(self.ledger.run_uri(number), self.ledger.store, self.config.limits.lease_s)
@@ -143,7 +142,7 @@ class RayHands:
         revision = find_git_revision(os.getcwd())
         with before_the_run():
             prepared = books.prepare(config, self.model, files=claim.files, lease=lease, git_revision=revision)
-        return finish(prepared, **self.connection)
+        return finish(prepared, self.launch)
 
     def go_on(self, claim: Claim, lease: Lease) -> Finished:
         output, revision = self._output(claim), find_git_revision(os.getcwd())
@@ -152,7 +151,7 @@ class RayHands:
                 output.uri, output.storage, resolve_model, amend=self.amend, lease=lease, git_revision=revision
             )
             self._refuse_if_stuck(claim, prepared)
-        return finish(prepared, **self.connection)
+        return finish(prepared, self.launch)
 
     def standing(self, files: Sequence[FileInfo]) -> list[FileInfo]:
         def stands(file: FileInfo) -> bool:
@@ -178,7 +177,7 @@ class RayHands:
             )
 
 
-def run_incremental(config: RunConfig, **connection: Any) -> Iterator[Outcome]:
+def run_incremental(config: RunConfig, launch: Launch = ALONE) -> Iterator[Outcome]:
     """Continues what is unfinished and runs what is new, and gives the outcome of each run when it has one; none at all
     where nothing is unfinished and nothing new.
 
@@ -199,7 +198,7 @@ def run_incremental(config: RunConfig, **connection: Any) -> Iterator[Outcome]:
         claims = ledger.read()
         if not claims:
             ledger.check_root()
-        hands = RayHands(ledger, config, resolve_model(config), _as_now(config), connection)
+        hands = RayHands(ledger, config, resolve_model(config), _as_now(config), launch)
     for outcome in unfinished_runs(ledger, claims, hands):
         yield outcome
         if outcome.was_interrupted:
@@ -212,7 +211,7 @@ def run_incremental(config: RunConfig, **connection: Any) -> Iterator[Outcome]:
 
 
 def resume_incremental(
-    root: str, storage: StorageConfig, overrides: Sequence[str] = (), **connection: Any
+    root: str, storage: StorageConfig, overrides: Sequence[str] = (), launch: Launch = ALONE
 ) -> Iterator[Outcome]:
     """Continues the unfinished runs below a root, and takes nothing new. A claim without a plan is run as the latest job
     would. Raises as `run_incremental`."""
@@ -223,7 +222,7 @@ def resume_incremental(
         reach = storage if storage != StorageConfig() else config.output.storage
         config = amended(config.model_copy(update={"output": OutputConfig(uri=root, storage=reach)}), overrides)
         check_names(config.engine, config.sampling)
-        hands = RayHands(ledger, config, resolve_model(config), lambda begun: amended(begun, overrides), connection)
+        hands = RayHands(ledger, config, resolve_model(config), lambda begun: amended(begun, overrides), launch)
     yield from unfinished_runs(ledger, claims, hands)
 
 

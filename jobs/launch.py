@@ -34,6 +34,24 @@ SHORT_PLAN_S = 1.0
 
 
 @dataclass(frozen=True)
+class Launch:
+    """How a run is started, whatever it answers."""
+
+    address: str | None = None
+    """Of a Ray cluster. None: `RAY_ADDRESS`, or a cluster of this machine for the time of the run."""
+    quiet: bool = False
+    """Show no progress."""
+    verbose: bool = False
+    """Show what Ray's processes say."""
+    preflight: bool = True
+    """Check the cluster's nodes before engines are taken."""
+
+
+ALONE = Launch()
+"""On this machine, or where `RAY_ADDRESS` says."""
+
+
+@dataclass(frozen=True)
 class Finished:
     """A run that is complete: its totals, this session's last figures, and the prepared run itself."""
 
@@ -50,15 +68,12 @@ class Finished:
 
 def run_job(
     config: RunConfig,
+    launch: Launch = ALONE,
     *,
-    address: str | None = None,
-    quiet: bool = False,
-    verbose: bool = False,
-    preflight: bool = True,
     narrowed: Callable[[books.PreparedRun], books.PreparedRun] = lambda prepared: prepared,
 ) -> Finished:
     """Runs a job to its end, or resumes it if its output holds an earlier part of it. `narrowed` may take shards away from
-    the plan; without `preflight` the cluster's nodes are taken as they are.
+    the plan.
 
     Raises:
         HerdError: with the sentence for the user, and the exit code.
@@ -68,10 +83,10 @@ def run_job(
     reasons: tuple[str, ...] = ()
     with ExitStack() as cluster:
         if config.engine.auto:
-            cluster.enter_context(connected(address, verbose=verbose))
+            cluster.enter_context(connected(launch.address, verbose=launch.verbose))
             with before_the_run():
                 config, reasons = settled(config, gpus_of(live_nodes(), addable_nodes(), config.pool.accelerator))
-        for sentence in () if quiet else reasons:
+        for sentence in () if launch.quiet else reasons:
             print(sentence, file=sys.stderr, flush=True)
 
         def prepare() -> books.PreparedRun:
@@ -79,7 +94,7 @@ def run_job(
             model, revision = resolve_model(config), find_git_revision(os.getcwd())
             return narrowed(books.prepare(config, model, git_revision=revision, choice=reasons))
 
-        return _finish(prepare, address, quiet, verbose, preflight)
+        return _finish(prepare, launch)
 
 
 def say_if_close(config: RunConfig) -> None:
@@ -101,32 +116,22 @@ def _fitting(amend: books.Amend) -> books.Amend:
 
 
 def resume_run(
-    uri: str,
-    storage: StorageConfig,
-    *,
-    amend: books.Amend = lambda config: config,
-    address: str | None = None,
-    quiet: bool = False,
-    verbose: bool = False,
-    preflight: bool = True,
+    uri: str, storage: StorageConfig, launch: Launch = ALONE, *, amend: books.Amend = lambda config: config
 ) -> Finished:
     """Continues the run in an output folder by its own plan, with settings of speed and limits as `amend` makes them.
     Raises as `run_job`."""
     revision = find_git_revision(os.getcwd())
     prepare = partial(books.prepare_resume, uri, storage, resolve_model, amend=_fitting(amend), git_revision=revision)
-    return _finish(prepare, address, quiet, verbose, preflight)
+    return _finish(prepare, launch)
 
 
 def replay_run(
     uri: str,
     storage: StorageConfig,
     keep: Callable[[dict[str, Any]], bool],
+    launch: Launch = ALONE,
     *,
     amend: books.Amend = lambda config: config,
-    address: str | None = None,
-    quiet: bool = False,
-    verbose: bool = False,
-    preflight: bool = True,
 ) -> Finished:
     """Asks again those quarantined rows for which `keep` holds, as `amend` would have them asked, and merges what comes
     back. Raises as `run_job`."""
@@ -134,12 +139,10 @@ def replay_run(
     prepare = partial(
         books.prepare_replay, uri, storage, resolve_model, keep, amend=_fitting(amend), git_revision=revision
     )
-    return _finish(prepare, address, quiet, verbose, preflight)
+    return _finish(prepare, launch)
 
 
-def _finish(
-    prepare: Callable[[], books.PreparedRun], address: str | None, quiet: bool, verbose: bool, preflight: bool
-) -> Finished:
+def _finish(prepare: Callable[[], books.PreparedRun], launch: Launch) -> Finished:
     """Prepares the run and carries it out. Ray is started, or joined, while a plan that takes its time is being made; no
     engine is, since what a plan finds out (a missing column, a model that does not fit) must not cost a GPU."""
     planner = ThreadPoolExecutor(1, thread_name_prefix="herd-plan")  # not waited for when somebody interrupts
@@ -147,39 +150,30 @@ def _finish(
         planning = planner.submit(before_the_run()(prepare))
         wait([planning], SHORT_PLAN_S)
         if not planning.done():
-            cluster.enter_context(connected(address, verbose=verbose))
-        return finish(planning.result(), address=address, quiet=quiet, verbose=verbose, preflight=preflight)
+            cluster.enter_context(connected(launch.address, verbose=launch.verbose))
+        return finish(planning.result(), launch)
 
 
-def finish(
-    prepared: books.PreparedRun,
-    *,
-    address: str | None = None,
-    quiet: bool = False,
-    verbose: bool = False,
-    preflight: bool = True,
-) -> Finished:
+def finish(prepared: books.PreparedRun, launch: Launch = ALONE) -> Finished:
     """Runs what is prepared to its end, and gives its output's lease back. Raises as `run_job`."""
     advise(books.resume_advice(prepared.config.output))
     try:
-        return _carried_out(prepared, address, quiet, verbose, preflight)
+        return _carried_out(prepared, launch)
     finally:
         prepared.lease.release()
 
 
-def _carried_out(
-    prepared: books.PreparedRun, address: str | None, quiet: bool, verbose: bool, preflight: bool
-) -> Finished:
+def _carried_out(prepared: books.PreparedRun, launch: Launch) -> Finished:
     if not prepared.pending.num_rows:
         return Finished(prepared, books.close(prepared, Progress()), None)
     config = prepared.config
     last: list[Progress] = []
-    with connected(address, verbose=verbose):
+    with connected(launch.address, verbose=launch.verbose):
         placement = place_on_cluster(config)
-        for warning in check_before_engines(prepared) if preflight else ():
+        for warning in check_before_engines(prepared) if launch.preflight else ():
             print(f"Warning: {warning}", file=sys.stderr, flush=True)
         patience, forecast = Patience(config, placement), Forecast(prepared)
-        with Display(config.name, quiet=quiet) as display, _asked_to_stop() as asked:
+        with Display(config.name, quiet=launch.quiet) as display, _asked_to_stop() as asked:
 
             def observe(figures: Progress) -> None:
                 last[:] = [figures]

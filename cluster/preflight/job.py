@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cluster.fit import GPU_MEMORY_UTILIZATION
 from cluster.models import hub_bytes, resolve_model
 from cluster.placement import engine_resources
-from cluster.fit import GPU_MEMORY_UTILIZATION
 from cluster.preflight.findings import Finding, Need
 from cluster.preflight.probe import Place, Wanted, probing_folder, try_writing
 from pipeline.config import RunConfig

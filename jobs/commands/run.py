@@ -60,11 +60,11 @@ def run(as_json: bool, address: str | None, verbose: bool, preflight: bool, fail
     """
     from jobs.backfill import check_outputs, run_days
     from jobs.incremental import run_incremental
-    from jobs.launch import run_job
+    from jobs.launch import Launch, run_job
     from jobs.several import Outcome, attempted
 
     jobs = jobs_of(options)
-    connection: dict[str, Any] = {"address": address, "quiet": as_json, "verbose": verbose, "preflight": preflight}
+    launch = Launch(address, quiet=as_json, verbose=verbose, preflight=preflight)
     is_range = len(jobs) > 1
     if fail_fast and not is_range:
         raise ConfigError("--fail-fast goes with a range of days, such as --ds 2026-11-01..2026-11-07")
@@ -72,15 +72,15 @@ def run(as_json: bool, address: str | None, verbose: bool, preflight: bool, fail
     if options["job"] is None and options["output"] is None:
         click.echo(f"The answers go to {config.output.uri}", err=True)
     if not is_range and not config.input.incremental:
-        report(run_job(config, **connection), as_json)
+        report(run_job(config, launch), as_json)
         return
 
     def run_one(name: str, config: RunConfig) -> Iterator[Outcome]:
         if config.input.incremental:
-            for outcome in run_incremental(config, **connection):
+            for outcome in run_incremental(config, launch):
                 yield replace(outcome, name=f"{name} {outcome.name}".strip())
         else:
-            yield attempted(name, config.output.uri, lambda: run_job(config, **connection))
+            yield attempted(name, config.output.uri, lambda: run_job(config, launch))
 
     days = [(str(day) if is_range else "", config) for day, config in jobs]
     check_outputs(days)
@@ -113,18 +113,18 @@ def resume(
     herd resume ./out/digits --set pool.max=8 --set limits.max_quarantined_fraction=0.1
     """
     from jobs.incremental import resume_incremental
-    from jobs.launch import resume_run
+    from jobs.launch import Launch, resume_run
 
     reach = storage(endpoint_url, anonymous)
-    connection: dict[str, Any] = {"address": address, "quiet": as_json, "verbose": verbose, "preflight": preflight}
+    launch = Launch(address, quiet=as_json, verbose=verbose, preflight=preflight)
     if is_root_of_runs(out, reach):
         outcomes = []
-        for outcome in resume_incremental(out, reach, overrides, **connection):
+        for outcome in resume_incremental(out, reach, overrides, launch):
             line(outcome)
             outcomes.append(outcome)
         report_several(outcomes, as_json, none="Every run is finished.")
         return
-    report(resume_run(out, reach, amend=lambda config: amended(config, overrides), **connection), as_json)
+    report(resume_run(out, reach, launch, amend=lambda config: amended(config, overrides)), as_json)
 
 
 @click.command()
@@ -157,23 +157,12 @@ def replay(
     herd replay ./out/digits --stage image --type image_timeout
     herd replay ./out/digits --type answer_cut --set sampling.max_tokens=256
     """
-    from jobs.launch import replay_run
+    from jobs.launch import Launch, replay_run
 
     def keep(row: dict[str, Any]) -> bool:
         return (stage is None or row["stage"] == stage) and (error_type is None or row["error_type"] == error_type)
 
     reach = storage(endpoint_url, anonymous)
     refuse_root(out, reach, "replay")
-    report(
-        replay_run(
-            out,
-            reach,
-            keep,
-            amend=lambda config: amended(config, overrides),
-            address=address,
-            quiet=as_json,
-            verbose=verbose,
-            preflight=preflight,
-        ),
-        as_json,
-    )
+    launch = Launch(address, quiet=as_json, verbose=verbose, preflight=preflight)
+    report(replay_run(out, reach, keep, launch, amend=lambda config: amended(config, overrides)), as_json)

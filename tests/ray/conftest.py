@@ -11,7 +11,7 @@ import yaml
 
 from cluster.connect import connected
 from jobs.jobfile import load_job
-from jobs.launch import run_job
+from jobs.launch import Launch, run_job
 from tests.conftest import S3_ENVIRONMENT
 
 
@@ -45,7 +45,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Pat
         "output": {"uri": str(folder / "out")},
     }
     (folder / "job.yaml").write_text(yaml.safe_dump(job))
-    run_job(load_job(str(folder / "job.yaml")), quiet=True)
+    run_job(load_job(str(folder / "job.yaml")), Launch(quiet=True))
     return folder
 
 

@@ -17,7 +17,7 @@ import s3fs
 import yaml
 
 from jobs.jobfile import load_job
-from jobs.launch import run_job
+from jobs.launch import Launch, run_job
 from pipeline.config import StorageConfig
 from pipeline.storage import Store
 from tests.conftest import REPOSITORY, S3, S3_ENVIRONMENT, Herd, Outcome
@@ -113,7 +113,7 @@ def finished_s3(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Bucket:
     job["input"]["images"] = ["image"]
     path = tmp_path_factory.mktemp("s3") / "job.yaml"
     path.write_text(yaml.safe_dump(job))
-    run_job(load_job(str(path)), quiet=True)
+    run_job(load_job(str(path)), Launch(quiet=True))
     return bucket
 
 

@@ -23,6 +23,7 @@ from jobs.bench import (
     trial_of,
     with_points,
 )
+from jobs.launch import Launch
 from pipeline.books import PreparedRun
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, EngineStartError, HerdError
@@ -131,7 +132,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     """Puts runs in the place of real ones: they leave a file and end well, or with the error for their max_num_seqs."""
 
     def put(errors: dict[int | None, HerdError]) -> None:
-        def run_job(config: RunConfig, **options: Any) -> Any:
+        def run_job(config: RunConfig, launch: Launch, **options: Any) -> Any:
             Path(config.output.uri).mkdir(parents=True)
             (Path(config.output.uri) / "run.json").write_text("{}")
             seats = config.engine.vllm_args.get("max_num_seqs")

@@ -9,7 +9,9 @@ from cluster.connect import _WithoutRetries
 
 def test_calls_that_ray_makes_again_are_not_told_and_the_rest_is(capsys: pytest.CaptureFixture[str]) -> None:
     out = _WithoutRetries()
-    retried = "(raylet) Task f failed. There are infinite retries remaining, so the task will be retried. Error: Traceback"
+    retried = (
+        "(raylet) Task f failed. There are infinite retries remaining, so the task will be retried. Error: Traceback"
+    )
     print("before", file=out)
     print(retried, file=out)
     print("(raylet) 1 worker was killed for want of memory", file=out, flush=True)
