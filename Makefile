@@ -25,11 +25,11 @@ demo-s3: venv  ## the same with input and output on a real S3 server on this mac
 	$(BIN)/python -m jobs.demo --s3
 
 test: venv  ## all tests: unit, Ray, S3 servers, vLLM on the CPU
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not chaos" tests/e2e tests/chaos tests/ray tests/unit
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m "not chaos" tests/e2e tests/chaos tests/ray tests/unit
 
 chaos: venv  ## at least 100 seeded faults: processes, nodes and storage, at random and at each step of a commit
 	$(BIN)/python -m pytest tests/chaos tests/ray/test_storage_faults.py
-	$(BIN)/python -m pytest -m chaos tests/ray/test_incremental.py tests/ray/test_placement.py
+	$(BIN)/python -m pytest -m chaos tests/e2e tests/ray --ignore=tests/ray/test_storage_faults.py
 
 check: venv  ## what must hold of the code itself: lint, format, types, import direction
 	$(BIN)/ruff check pipeline cluster jobs tests

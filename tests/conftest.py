@@ -10,8 +10,10 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from jobs import cli
 
@@ -24,6 +26,18 @@ S3_ENVIRONMENT = {
     "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
     "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
 }
+
+
+class OneWorkerForVllm(LoadFileScheduling):
+    """With several workers, the tests of a file stay together, and all that run vLLM have one worker: engines that step at
+    the same time on the same cores stall each other."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/e2e" if nodeid.startswith("tests/e2e/") else str(super()._split_scope(nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneWorkerForVllm:
+    return OneWorkerForVllm(config, log)
 
 
 @dataclass(frozen=True)

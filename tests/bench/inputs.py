@@ -14,7 +14,6 @@ from tests.bench.sides.process import ROOT
 QUESTION = "Which digit is this?"
 DIGITS = [str(d) for d in range(10)]
 SEED = 4
-GROUPS = 8
 SHARED_CHARS = 400
 """The demo's tokenizer makes a token of a byte."""
 
@@ -59,10 +58,10 @@ def repeated_digits(images: int, times: int) -> pa.Table:
     return digits(images).take(order)
 
 
-def shared_beginnings(rows: int) -> pa.Table:
-    """`system`: one of eight long prompts, in no order; `prompt`: a question of the row's own."""
+def shared_beginnings(rows: int, beginnings: int) -> pa.Table:
+    """`system`: one of so many long prompts, in no order; `prompt`: a question of the row's own."""
     draw = partial(random.Random(SEED).choices, "abcdefghijklmnopqrstuvwxyz ")
-    shared = ["".join(draw(k=SHARED_CHARS)) for _ in range(GROUPS)]
-    order: Sequence[int] = [i % GROUPS for i in range(rows)]
+    shared = ["".join(draw(k=SHARED_CHARS)) for _ in range(beginnings)]
+    order: Sequence[int] = [i % beginnings for i in range(rows)]
     order = random.Random(SEED).sample(order, rows)
     return pa.table({"system": [shared[g] for g in order], "prompt": [f"Question {i}?" for i in range(rows)]})

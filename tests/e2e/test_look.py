@@ -34,6 +34,7 @@ def test_look_at_the_demo_in_one_line_answers_and_shows_its_first_rows(command: 
     _in_one_line(command, tmp_path, f"{DEMO}/data/*.parquet")
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("s3", ["moto"], indirect=True, scope="session")
 def test_look_at_s3_in_one_line_answers_and_shows_its_first_rows(command: Command, tmp_path: Path, s3: S3) -> None:
     fs = s3fs.S3FileSystem(endpoint_url=s3.endpoint_url, skip_instance_cache=True)

@@ -59,6 +59,7 @@ def test_tensor_parallel_text_equals_transformers(tmp_path: Path, command: Comma
     assert run(tmp_path, command) == expected
 
 
+@pytest.mark.chaos
 def test_workers_in_a_gang_of_rays_answer_as_transformers_do(
     tmp_path: Path, command: Command, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

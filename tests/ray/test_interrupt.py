@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import REPOSITORY, Herd
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.chaos)])
 def test_run_that_is_interrupted_says_how_to_resume_and_resumes(
     sent: signal.Signals, tmp_path: Path, herd: Herd, write_input: Callable[..., Path], write_job: Callable[..., Path]
 ) -> None:

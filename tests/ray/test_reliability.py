@@ -157,7 +157,7 @@ def test_replay_that_would_change_what_comes_in_or_out_is_refused(
     assert (tmp_path / "out/_SUCCESS").exists()
 
 
-@pytest.mark.parametrize(("drain_s", "kept"), [(60, True), (0, False)])
+@pytest.mark.parametrize(("drain_s", "kept"), [(60, True), pytest.param(0, False, marks=pytest.mark.chaos)])
 def test_run_that_is_stopped_commits_the_shards_in_flight_within_its_time(
     drain_s: float, kept: bool, herd: Herd, write_input: Write, write_job: Write, tmp_path: Path
 ) -> None:

@@ -134,6 +134,7 @@ def test_job_goes_on_when_its_client_is_killed_and_is_found_again(
     assert not any(value in shown for key, value in S3_ENVIRONMENT.items() if "KEY" in key)
 
 
+@pytest.mark.chaos
 def test_job_that_is_stopped_commits_what_it_has_and_resumes_with_the_exit_code_of_the_run(
     cage: Cage, head: str, herd: Herd, write_input: Callable[..., Path], write_job: Callable[..., Path], tmp_path: Path
 ) -> None:

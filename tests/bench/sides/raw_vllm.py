@@ -46,6 +46,8 @@ def main() -> None:
     arguments.add_argument("--max-tokens", type=int, default=16)
     arguments.add_argument("--max-model-len", type=int, default=512)
     arguments.add_argument("--max-num-seqs", type=int, default=128)
+    arguments.add_argument("--block-size", type=int)
+    arguments.add_argument("--num-blocks", type=int)
     arguments.add_argument("--ignore-eos", action="store_true")
     given = arguments.parse_args()
 
@@ -63,6 +65,8 @@ def main() -> None:
         distributed_executor_backend="uni",
         limit_mm_per_prompt={"image": 1 if given.image_column else 0},
         mm_processor_cache_gb=0,
+        num_gpu_blocks_override=given.num_blocks,
+        **({"block_size": given.block_size} if given.block_size else {}),
     )
     shape = StructuredOutputsParams(choice=given.choice.split(",")) if given.choice else None
     sampling = SamplingParams(
