@@ -27,7 +27,7 @@ demo-s3: venv  ## the same with input and output on a real S3 server on this mac
 test: venv  ## all tests: unit, Ray, S3 servers, vLLM on the CPU
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m "not chaos" tests/e2e tests/chaos tests/ray tests/unit
 
-chaos: venv  ## at least 100 seeded faults: processes, nodes and storage, at random and at each step of a commit
+chaos: venv  ## at least 100 seeded faults: processes, nodes and storage, at random and at each step of a commit; long tests
 	$(BIN)/python -m pytest tests/chaos tests/ray/test_storage_faults.py
 	$(BIN)/python -m pytest -m chaos tests/e2e tests/ray --ignore=tests/ray/test_storage_faults.py
 
