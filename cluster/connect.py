@@ -85,6 +85,9 @@ class _WithoutRetries(io.TextIOBase):
     def flush(self) -> None:
         sys.stderr.flush()
 
+    def fileno(self) -> int:
+        return sys.stderr.fileno()
+
 
 def is_own_cluster() -> bool:
     """Whether the connected cluster was started by this process, and so is this machine."""
