@@ -14,7 +14,7 @@ from tests.bench.sides.process import told
 
 MAX_MODEL_LEN = 640
 MAX_TOKENS = 4
-SMALL_CACHE = {"block_size": 16, "num_gpu_blocks_override": 2048}
+SMALL_CACHE = {"block_size": 32, "num_gpu_blocks_override": 1024}
 """32,768 tokens: about 75 of the beginnings."""
 
 
