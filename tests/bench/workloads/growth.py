@@ -181,7 +181,7 @@ def _planned(quick: bool, stem: Path) -> list[str]:
         "",
         f"At {most:,} rows it takes {seconds:.1f} s in all, of which {STEPS[slowest]} takes most, and {shard_bytes:.0f} bytes "
         f"a shard, of which {STEPS[hungriest]} takes most. So {DRIVER_GIB} GiB of a driver's memory hold a plan of "
-        f"{held / 1e9:.0f} billion rows, in {seconds * held / most / 60:.0f} minutes if time goes on growing alike; "
+        f"{held / 1e9:.0f} billion rows, in {seconds * held / most:.0f} s if time goes on growing alike; "
         "listing and reading the footers comes on top, and is not measured here.",
         "",
     ]
