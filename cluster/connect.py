@@ -49,23 +49,24 @@ def connected(address: str | None, *, verbose: bool = False) -> Iterator[None]:
         "logging_level": logging.WARNING if verbose else logging.CRITICAL,
         **local,
     }
-    try:
-        with contextlib.nullcontext() if verbose else _silent_stderr():
-            _start(options)
-    except Exception as e:  # Ray raises all kinds, plain Exception among them
-        raise HerdError(
-            f"No Ray cluster answers: {str(e).splitlines()[0]}",
-            where=address,
-            todo="Start one with `ray start --head`, or leave the address out to run on this machine. One that asks for a "
-            "token needs RAY_AUTH_MODE=token.",
-        ) from None
-    try:
-        # Ray's threads print warnings on stdout, which may be for a document
-        with contextlib.redirect_stdout(sys.stderr if verbose else _WithoutRetries()):
+    # from the first moment to the last, Ray's threads print warnings on stdout, which may be for a document
+    with contextlib.redirect_stdout(sys.stderr if verbose else _WithoutRetries()):
+        try:
+            with contextlib.nullcontext() if verbose else _silent_stderr():
+                _start(options)
+        except Exception as e:  # Ray raises all kinds, plain Exception among them
+            raise HerdError(
+                f"No Ray cluster answers: {str(e).splitlines()[0]}",
+                where=address,
+                todo="Start one with `ray start --head`, or leave the address out to run on this machine. One that asks for "
+                "a token needs RAY_AUTH_MODE=token.",
+            ) from None
+        try:
             yield
-    finally:
-        with contextlib.suppress(Exception):  # what is done is done, and how the farewell goes changes nothing of it
-            ray.shutdown()
+        finally:
+            # what is done is done, and how the farewell goes changes nothing of it
+            with contextlib.suppress(Exception):
+                ray.shutdown()
 
 
 class _WithoutRetries(io.TextIOBase):
