@@ -8,9 +8,9 @@ FLOORS = {
     "echo/session-row": 0.1,
     "echo/window-batch": 0.16,
     "echo/session-batch": 0.08,
-    "cluster/commits": 0.72,
+    "cluster/commits": 0.8,
     "straggler/length": 1.4,
     "cache/engines": 1.0,
 }
-QUICK = ("text", "choice", "echo", "cluster", "straggler", "cache")
+QUICK = ("text", "choice", "echo", "cluster", "straggler")
 """The benchmarks that `--quick` runs where none is named."""
