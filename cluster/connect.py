@@ -90,8 +90,11 @@ class _WithoutRetries(io.TextIOBase):
         return sys.stderr.fileno()
 
 
-def is_own_cluster() -> bool:
-    """Whether the connected cluster was started by this process, and so is this machine."""
+def is_own_cluster(address: str | None = None) -> bool:
+    """Whether the connected cluster was started by this process, and so is this machine; if none is connected, whether
+    `connected(address)` would start one."""
+    if not ray.is_initialized():
+        return not (address or os.environ.get("RAY_ADDRESS"))
     node = ray._private.worker._global_node
     return node is not None and bool(node.is_head())
 

@@ -8,11 +8,11 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from cluster.connect import connected
+from cluster.connect import connected, is_own_cluster
 from cluster.models import resolve_model, with_profile
 from cluster.preflight.quick import check_before_engines
 from cluster.room import Patience, addable_nodes, live_nodes, place_on_cluster
@@ -23,9 +23,11 @@ from jobs.guard import advise
 from pipeline import books
 from pipeline.budget import allowed_rows
 from pipeline.config import RunConfig, StorageConfig
+from pipeline.engine import vllm
 from pipeline.engine.vllm_names import check_names
 from pipeline.errors import before_the_run
 from pipeline.facts import find_git_revision
+from pipeline.host import forkserver
 from pipeline.progress import Progress
 from pipeline.run import execute
 
@@ -45,6 +47,8 @@ class Launch:
     """Show what Ray's processes say."""
     preflight: bool = True
     """Check the cluster's nodes before engines are taken."""
+    fork_server: str | None = None
+    """Of this machine, for a run whose engines are here; see `pipeline.host.forkserver`."""
 
 
 ALONE = Launch()
@@ -81,9 +85,10 @@ def run_job(
     config = with_profile(config)
     check_names(config.engine, config.sampling)
     reasons: tuple[str, ...] = ()
-    with ExitStack() as cluster:
+    with ExitStack() as around:
+        launch = around.enter_context(_with_fork_server(config, launch))
         if config.engine.auto:
-            cluster.enter_context(connected(launch.address, verbose=launch.verbose))
+            around.enter_context(connected(launch.address, verbose=launch.verbose))
             with before_the_run():
                 config, reasons = settled(config, gpus_of(live_nodes(), addable_nodes(), config.pool.accelerator))
         for sentence in () if launch.quiet else reasons:
@@ -144,7 +149,7 @@ def replay_run(
 
 def _finish(prepare: Callable[[], books.PreparedRun], launch: Launch) -> Finished:
     """Prepares the run and carries it out. Ray is started, or joined, while a plan that takes its time is being made; no
-    engine is, since what a plan finds out (a missing column, a model that does not fit) must not cost a GPU."""
+    engine takes a GPU before, since what a plan finds out (a missing column, a model that does not fit) must not cost one."""
     planner = ThreadPoolExecutor(1, thread_name_prefix="herd-plan")  # not waited for when somebody interrupts
     with ExitStack() as cluster:
         planning = planner.submit(before_the_run()(prepare))
@@ -168,8 +173,8 @@ def _carried_out(prepared: books.PreparedRun, launch: Launch) -> Finished:
         return Finished(prepared, books.close(prepared, Progress()), None)
     config = prepared.config
     last: list[Progress] = []
-    with connected(launch.address, verbose=launch.verbose):
-        placement = place_on_cluster(config)
+    with _with_fork_server(config, launch) as launch, connected(launch.address, verbose=launch.verbose):
+        placement = replace(place_on_cluster(config), fork_server=launch.fork_server)
         for warning in check_before_engines(prepared) if launch.preflight else ():
             print(f"Warning: {warning}", file=sys.stderr, flush=True)
         patience, forecast = Patience(config, placement), Forecast(prepared)
@@ -186,6 +191,19 @@ def _carried_out(prepared: books.PreparedRun, launch: Launch) -> Finished:
 
             totals = execute(prepared, placement, observe)
     return Finished(prepared, totals, last[0] if last else None)
+
+
+@contextlib.contextmanager
+def _with_fork_server(config: RunConfig, launch: Launch) -> Iterator[Launch]:
+    """The launch with a fork server for the time of the block, if its engines will be on this machine. It imports what they
+    need, and takes no GPU, while the plan is made and Ray is started."""
+    if launch.fork_server is not None or not is_own_cluster(launch.address):
+        yield launch
+        return
+    folders = os.pathsep.join(folder for folder in sys.path if folder)
+    environment = {**vllm.environment(config), **os.environ, "PYTHONPATH": folders}
+    with forkserver.listening(config.engine.kind, environment) as address:
+        yield replace(launch, fork_server=address)
 
 
 @contextlib.contextmanager

@@ -47,6 +47,8 @@ class Placement:
     """Nodes that engine actors may go to."""
     per_host: int | None = None
     """Engine actors that one of them has room for; None: any number."""
+    fork_server: str | None = None
+    """Where engines are forked, if that is open already; see `pipeline.host.forkserver`."""
 
     def engines_per_node(self, engines: int) -> int:
         """How many of `engines` may come to share a node, for what they share there: cores and threads."""

@@ -279,6 +279,7 @@ def _work(
             run.run_id,
             engines_per_node=placement.engines_per_node(engines),
             gang=placement.gang,
+            fork_server=placement.fork_server,
             variables=_for_engines(os.environ),
             omp_num_threads=os.environ.get("OMP_NUM_THREADS"),
         ),

@@ -83,7 +83,7 @@ def _bind(workers: int, cores: int) -> str:
 
 
 def load(config: RunConfig) -> None:
-    """Imports what an engine and its rendering processes share.
+    """Sets the environment for vLLM and imports what an engine and its rendering processes share.
 
     Raises:
         EngineStartError: vLLM is not installed.
@@ -91,14 +91,20 @@ def load(config: RunConfig) -> None:
     for key, value in environment(config).items():
         os.environ.setdefault(key, value)
     try:
-        import vllm  # noqa: F401
-        from vllm import renderers  # noqa: F401
-        from vllm.engine import arg_utils  # noqa: F401
+        import_vllm()
     except ImportError as e:
         raise EngineStartError(
             f"vLLM is not installed on this node: {e}", todo="Install the `gpu` or the `cpu` extra of herd-batch."
         ) from None
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
+
+
+def import_vllm() -> None:
+    """Imports those parts of vLLM that take seconds and touch no device."""
+    import vllm  # noqa: F401
+    from vllm import renderers  # noqa: F401
+    from vllm.engine import arg_utils  # noqa: F401
+    from vllm.v1.engine import core, llm_engine  # noqa: F401
 
 
 class _Params:
@@ -116,6 +122,7 @@ class _Params:
             SamplingParams,
             structured_outputs=StructuredOutputsParams(**shape) if shape else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,  # vLLM's copy of it for each row may share what no row changes
         )
         self._refusals = (VLLMError, ValueError, TypeError)
         self._made: dict[str, Any] = {}
@@ -208,15 +215,16 @@ class VllmEngine:
     def __init__(self, config: RunConfig, model: ModelRef, model_path: str, seats: Any = None) -> None:
         """`seats` is a placement group with a GPU for each worker, bundle i for rank i; without one the workers are
         processes on this node."""
+        import torch
         import vllm
         from vllm.exceptions import VLLMError
 
+        if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
+            torch.set_num_threads(int(threads))  # OpenMP read it when torch was imported, for whichever engine
         # images come preprocessed, from processes with caches of their own
         args = {**engine_args(config, model_path), "mm_processor_cache_gb": 0}
-        if seats is not None:
-            args["distributed_executor_backend"] = "ray"
         try:
-            self._engine = vllm.LLM(**args).llm_engine if seats is None else _over_nodes(args, seats)
+            self._engine = _engine(args, seats)
         except Exception as e:  # pydantic, torch, transformers, vLLM: all say why in their message
             raise EngineStartError(
                 f"vLLM could not start: {type(e).__name__}: {_first_lines(e)}", where=model.name
@@ -311,19 +319,32 @@ class VllmEngine:
         return out
 
 
-def _over_nodes(args: dict[str, Any], seats: Any) -> Any:
-    """vLLM's engine with its workers in a placement group. `vllm.LLM` would only find one that its process was started
-    in, and make another that may tear a tensor parallel group apart."""
+def _engine(args: dict[str, Any], seats: Any) -> Any:
+    """vLLM's synchronous engine, as `vllm.LLM` would make it but for its settings that only show once they are put
+    together: with its workers in a placement group, which `LLM` would only find if its process were started in it (and make
+    another that may tear a tensor parallel group apart); and with one group of KV blocks where that is enough."""
     from vllm.engine.arg_utils import EngineArgs
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    os.environ["VLLM_RAY_BUNDLE_INDICES"] = ",".join(str(rank) for rank in range(len(seats.bundle_specs)))
+    if seats is not None:
+        os.environ["VLLM_RAY_BUNDLE_INDICES"] = ",".join(str(rank) for rank in range(len(seats.bundle_specs)))
+        args = {**args, "distributed_executor_backend": "ray"}
     found = EngineArgs(**args).create_engine_config(UsageContext.LLM_CLASS)
-    found.parallel_config.placement_group = seats
+    if seats is not None:
+        found.parallel_config.placement_group = seats
+    if "disable_hybrid_kv_cache_manager" not in args and _needs_one_group(found.model_config):
+        found.scheduler_config.disable_hybrid_kv_cache_manager = True
     return LLMEngine.from_vllm_config(
         found, usage_context=UsageContext.LLM_CLASS, disable_log_stats=args["disable_log_stats"]
     )
+
+
+def _needs_one_group(model: Any) -> bool:
+    """Whether no layer's chunk of attention is shorter than the context. All layers then keep the same tokens, and to
+    manage their blocks in four groups, as vLLM does for Llama 4, took a sixth of a step on the CPU for nothing."""
+    chunk = getattr(model, "attention_chunk_size", None)
+    return chunk is not None and chunk >= model.max_model_len
 
 
 def _too_long(message: str) -> RowError:

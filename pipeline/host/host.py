@@ -8,9 +8,6 @@ Which rows are to blame is `pipeline.host.isolation`'s to find.
 import contextlib
 import os
 import queue
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -26,6 +23,7 @@ from pipeline.accounts import Answered
 from pipeline.engine.base import EngineInfo
 from pipeline.errors import EngineStartError, HerdError, Stage
 from pipeline.facts import now
+from pipeline.host.forkserver import Line
 from pipeline.host.isolation import Isolation, Row
 from pipeline.host.journal import Journal, suspects
 from pipeline.host.pieces import piece_schema
@@ -155,13 +153,15 @@ class EngineHost:
 
     def _run(self, started: "Future[None]") -> None:
         fault: HerdError | None = None
+        environment = self._job.environment()
+        line = Line(self._job.fork_server, self._job.config.engine.kind, environment)
         try:
             while not self._closed:
-                life = _Life(self._job, self._journal, self._slots)
+                life = _Life(line, environment, self._job, self._journal, self._slots)
                 try:
                     death = self._live(life, started)
                 finally:
-                    life.kill()
+                    life.end()
                 if death is None:
                     return
                 self._bury(*death)
@@ -170,6 +170,7 @@ class EngineHost:
         except Exception as e:
             fault = HerdError(f"The engine's host failed: {type(e).__name__}: {e}")
         finally:
+            line.close()
             self._journal.remove()
             with self._admission:
                 self._fault = fault or HerdError("The engine was closed")
@@ -187,7 +188,7 @@ class EngineHost:
     def _live(self, life: "_Life", started: "Future[None]") -> tuple[str, str, float] | None:
         """One life of the engine: until it dies, as (error type, message, seconds that its start took), or the host is
         closed."""
-        born = time.monotonic()
+        born, ending = time.monotonic(), life.line.fileno()
         progress, since, start_s = (-1, -1), born, 0.0
         said = ""
         is_ready, is_placed = False, self._job.gang is None
@@ -197,7 +198,7 @@ class EngineHost:
             if is_ready:
                 self._feed(life)
             is_busy = bool(self._batches) or not is_ready
-            found = wait([life.connection, life.exited, self._doorbell_in], POLL_S if is_busy else IDLE_POLL_S)
+            found = wait([life.connection, ending, self._doorbell_in], POLL_S if is_busy else IDLE_POLL_S)
             if self._doorbell_in in found:
                 os.read(self._doorbell_in, 4096)
             for message in life.messages():  # after its death too: what it said before is as good as ever
@@ -221,8 +222,8 @@ class EngineHost:
                     case ("piece", ticket, data, figures):
                         self._life = figures
                         self._take_piece(ticket, from_ipc(data))
-            if life.exited in found:
-                how = life.how_it_ended()
+            if ending in found:
+                how = life.line.how_it_ended()
                 return "engine_death", f"{said} ({how})" if said else how, start_s
             if self._journal.progress != progress or not self._batches:
                 progress, since = self._journal.progress, time.monotonic()
@@ -369,21 +370,16 @@ class EngineHost:
 
 
 class _Life:
-    """One process of the engine, with the host's end of the socket and a thread that sends, since a hung process reads
+    """One process of the engine, with the host's end of their pipe and a thread that sends, since a hung process reads
     nothing and must not block whoever watches it."""
 
-    def __init__(self, job: EngineJob, journal: Journal, slots: int) -> None:
+    def __init__(self, line: Line, environment: dict[str, str], job: EngineJob, journal: Journal, slots: int) -> None:
+        self.line = line
         self.connection, theirs = Pipe()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.host.process", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            env=job.environment(),
-            start_new_session=True,  # so that it can be killed with the workers that it starts
-        )
-        theirs.close()
-        self.exited = os.pidfd_open(self._process.pid)
+        with theirs:
+            line.fork(theirs)
         self._outbox: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
-        self.send(job, journal.path, slots, journal.rows, os.getpid())
+        self.send(environment, os.getcwd(), job, journal.path, slots, journal.rows)
         threading.Thread(target=self._send_always, name="herd-send", daemon=True).start()
 
     def send(self, *message: Any) -> None:
@@ -397,20 +393,9 @@ class _Life:
                 out.append(self.connection.recv())
         return out
 
-    def how_it_ended(self) -> str:
-        code = self._process.wait()
-        if code >= 0:
-            return f"its process ended with {code}"
-        with contextlib.suppress(ValueError):
-            return f"its process was killed by {signal.Signals(-code).name}"
-        return f"its process was killed by signal {-code}"
-
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+    def end(self) -> None:
+        self.line.kill()
         self._outbox.put(None)
-        os.close(self.exited)
         self.connection.close()
 
     def _send_always(self) -> None:

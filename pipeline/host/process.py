@@ -1,8 +1,8 @@
-"""The engine's process: `python -m pipeline.host.process FD`, started and fed by `pipeline.host.host` and nobody else.
+"""The engine's process, forked by `pipeline.host.forkserver` and fed by `pipeline.host.host`.
 
-FD is one end of a private socket pair. The process first takes an `EngineJob` from it, answers `placed` where it has to
-take GPUs itself, then `ready` or `failed`, and then takes questions and hands back pieces. It ends with the socket, and
-with the host: an engine without a host would hold a GPU for nobody.
+At its end of a private pipe it first takes the environment to be in and an `EngineJob`, answers `placed` where it has to
+take GPUs itself, then `ready` or `failed`, and then takes questions and hands back pieces. It ends with the pipe: an engine
+without a host would hold a GPU for nobody.
 """
 
 import gc
@@ -24,7 +24,7 @@ from pipeline.config import RunConfig
 from pipeline.engine.base import Engine, Preparer
 from pipeline.engine.echo import EchoEngine, EchoPreparer
 from pipeline.errors import HerdError
-from pipeline.fate import end_with
+from pipeline.fate import be_called, end_with
 from pipeline.host.journal import Journal
 from pipeline.host.rendering import Recall, Renderers, default_concurrency, default_processes, fork_renderers
 from pipeline.host.worker import Worker
@@ -51,6 +51,8 @@ class EngineJob:
     node: str = ""
     address: str = ""
     """The actor's node, and the cluster it is in."""
+    fork_server: str | None = None
+    """Of this machine; None: the host opens one. See `pipeline.host.forkserver`."""
     omp_num_threads: str | None = None
     """`OMP_NUM_THREADS` as the user set it. Ray sets it to the CPUs that an actor reserves, which says nothing of an engine."""
 
@@ -112,6 +114,7 @@ def start(job: EngineJob, journal: Journal, placed: Callable[[Sequence[str]], No
 
 def _begin_renderer(parent: int) -> None:
     end_with(parent)
+    be_called("herd-render")
     collect_seldom()
 
 
@@ -145,11 +148,11 @@ def collect_seldom() -> None:
     gc.set_threshold(70_000)
 
 
-def main(fd: int) -> None:
-    os.set_inheritable(fd, False)
-    connection = Connection(fd)
-    job, journal_path, slots, rows, parent = connection.recv()
-    end_with(parent)
+def main(connection: Connection) -> None:
+    environment, folder, job, journal_path, slots, rows = connection.recv()
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
     journal = Journal(journal_path, slots, rows)
     sending = threading.Lock()
 
@@ -188,7 +191,3 @@ def _receive(connection: Connection, worker: Worker) -> None:
         except (EOFError, OSError):
             os._exit(0)
         entering.submit(worker.ask, ticket, slot, indices, from_ipc(data), longest_first=longest_first)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

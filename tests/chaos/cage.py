@@ -30,7 +30,7 @@ PATIENT_RAY = {
 
 ENGINE_ACTOR, ENGINE, LEDGER, READER = (
     "MapWorker(MapBatches(EngineActor))",
-    "pipeline.host.process",
+    "herd-engine",
     "Ledger",
     "ReadShards",
 )
@@ -148,11 +148,11 @@ class Cage:
         return False
 
     def find(self, what: str) -> list[psutil.Process]:
-        """Processes with this in their command line or title, the longest-lived first."""
+        """Processes with this in their name, command line or title, the longest-lived first."""
         out = []
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
-                if what in " ".join(process.cmdline()):
+                if what in " ".join([process.name(), *process.cmdline()]):
                     out.append((process.create_time(), process.pid, process))
         return [process for *_, process in sorted(out)]
 

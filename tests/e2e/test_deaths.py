@@ -4,12 +4,9 @@ The image needs no help from the test. On vLLM's CPU backend a step whose vision
 the demo's images have five tiles each, and the poison has one.
 """
 
-import contextlib
 import io
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -59,10 +56,9 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     while not (folder / "out/commits/000000.json").exists():
         assert run.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)  # until another process has committed something
-    for process in psutil.Process(run.pid).children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # the rendering processes end with the first one
-            if "pipeline.host.process" in process.cmdline():
-                os.kill(process.pid, signal.SIGKILL)
+    below = psutil.Process(run.pid).children(recursive=True)
+    (engine,) = [process for process in below if process.name() == "herd-engine"]
+    engine.kill()
     assert run.wait(timeout=280) == 0
     return folder / "out"
 
