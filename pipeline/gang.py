@@ -7,7 +7,7 @@ is missing. Then a second placement group asks for single GPUs on the very nodes
 and the first is given back for it. If somebody else is quicker in between, it begins again.
 
 The process is a Ray driver of its own, below the actor. A placement group that is not detached ends with the job that
-made it, and its workers too; and the kernel ends the process with the actor. So after a crash of the engine, the actor,
+made it, and its workers too; and the process ends with the actor. So after a crash of the engine, the actor,
 the run or a node nothing needs to be cleaned up. (One that an actor made would outlive it: until the end of the run.)
 """
 
