@@ -17,7 +17,7 @@ from tests.bench import report
 from tests.bench.floors import FLOORS, QUICK
 from tests.bench.measure import Measured, measured
 
-NAMES = ("text", "images", "choice", "echo", "cluster", "straggler", "cache", "prefix", "growth")
+NAMES = ("text", "images", "choice", "echo", "cluster", "straggler", "cache", "prefix", "cores", "growth")
 FULL_ROUNDS = 3
 
 

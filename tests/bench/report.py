@@ -91,7 +91,7 @@ def write(found: Sequence[Measured], command: str, path: Path) -> None:
     for measured in found:
         lines += [f"## {measured.bench.name}", "", measured.bench.about, ""]
         lines += [f"Not run: {side}, because: {why}\n" for side, why in measured.missing.items()]
-        lines += [*rounds(measured), ""] if measured.rounds else []
+        lines += [*rounds(measured), ""] if measured.bench.sides else []
         lines += [*measured.appendix, ""] if measured.appendix else []
     path.parent.mkdir(exist_ok=True)
     path.with_name(f"{path.name}.md").write_text("\n".join(lines).rstrip() + "\n")

@@ -52,7 +52,8 @@ def test_run_killed_while_it_opens_its_books_is_run_again(cage: Cage, tmp_path: 
     assert herd("status", job.out).code == 0
 
 
-@pytest.mark.parametrize("s3", ["moto", pytest.param("rclone", marks=pytest.mark.chaos)], indirect=True)
+@pytest.mark.chaos
+@pytest.mark.parametrize("s3", ["moto", "rclone"], indirect=True)
 def test_run_on_s3_killed_while_it_opens_its_books_is_run_again(cage: Cage, tmp_path: Path, herd: Herd, s3: S3) -> None:
     job = make_job(tmp_path, 34, shards=2, s3=s3)
     killed(cage, ("during", "run.json", None), "run", job.path)

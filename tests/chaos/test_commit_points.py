@@ -9,7 +9,7 @@ from tests.chaos.cage import Cage
 from tests.chaos.jobs import assert_whole, finished, make_job
 from tests.conftest import S3, Herd
 
-pytestmark = [pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 
 POINTS = [(moment, name) for name in ("data", "quarantine", "commits") for moment in ("before", "during", "after")]
 SHARDS = 14
@@ -47,7 +47,6 @@ def test_run_whose_writers_are_killed_once_for_each_object_ends_whole(ground: Ca
     carry_out(ground, tmp_path, herd, 1, drawn(1, points, 1))
 
 
-@pytest.mark.chaos
 @pytest.mark.parametrize("seed", [11, 12])
 def test_run_whose_writers_are_killed_at_every_point_ends_whole(
     ground: Cage, tmp_path: Path, herd: Herd, seed: int
@@ -55,7 +54,6 @@ def test_run_whose_writers_are_killed_at_every_point_ends_whole(
     carry_out(ground, tmp_path, herd, seed, drawn(seed, POINTS, 3))
 
 
-@pytest.mark.chaos
 @pytest.mark.parametrize("seed", [21])
 def test_run_on_s3_whose_writers_are_killed_at_every_point_ends_whole(
     ground: Cage, tmp_path: Path, herd: Herd, s3: S3, seed: int

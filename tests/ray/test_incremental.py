@@ -204,6 +204,7 @@ def two_at_once(place: Place, herd: Herd, process: Callable[[Path], "subprocess.
     place.assert_whole(herd, "a", "b", "c")
 
 
+@pytest.mark.chaos
 def test_two_that_start_at_the_same_moment_do_each_file_once(
     local: Place, herd: Herd, process: Callable[[Path], "subprocess.Popen[str]"]
 ) -> None:
@@ -238,6 +239,7 @@ def kept_alive(lease: Path) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.chaos
 def test_run_beside_one_that_is_going_leaves_it_its_files(
     local: Place, herd: Herd, process: Callable[[Path], "subprocess.Popen[str]"]
 ) -> None:

@@ -259,6 +259,7 @@ def test_pool_that_finds_its_nodes_taken_says_so_after_a_while(
     wait_until("the placement groups to be gone", gone)
 
 
+@pytest.mark.chaos
 def test_run_that_loses_a_node_goes_on_on_another(
     ray_cluster: Pretend, job: Callable[..., Path], herd: Herd, tmp_path: Path
 ) -> None:

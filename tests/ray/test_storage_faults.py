@@ -120,6 +120,7 @@ def test_run_whose_credentials_expire_for_a_moment_completes(site: Site, herd: H
     site.assert_complete(herd)
 
 
+@pytest.mark.chaos
 @both_servers
 def test_run_whose_store_fails_half_way_ends_with_the_cause_and_is_resumed(site: Site, herd: Herd) -> None:
     async def last_commit(proxy: FaultProxy, got: Got, forward: Forward) -> Reply:
@@ -263,6 +264,7 @@ def test_second_session_on_an_output_is_refused_and_the_first_completes(
     assert "_lease.json" not in site.files("")
 
 
+@pytest.mark.chaos
 @both_servers
 def test_session_that_is_stopped_is_overtaken_and_says_so_when_it_wakes(
     site: Site, herd: Herd, start: Callable[[Path], Session]

@@ -107,6 +107,7 @@ def committed(out: Path, command: Command) -> None:
     wait_until("a commit", met)
 
 
+@pytest.mark.chaos
 def test_job_goes_on_when_its_client_is_killed_and_is_found_again(
     cage: Cage, head: str, herd: Herd, write_input: Callable[..., Path], write_job: Callable[..., Path], tmp_path: Path
 ) -> None:

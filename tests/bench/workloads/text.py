@@ -1,5 +1,7 @@
-"""Short texts, 16 output tokens each: Herd against raw vLLM in one process, and against `ray.data.llm`."""
+"""Short texts, 16 output tokens each: Herd against raw vLLM in one process, and against `ray.data.llm`; with one engine that
+has all cores, as the other sides have it, and with an engine a core (`pool`)."""
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -15,20 +17,31 @@ def prepare(folder: Path, quick: bool) -> Bench:
     rows = 2000 if quick else 8000
     source = inputs.write(inputs.texts(rows), folder / "input")
     work = f"{rows:,} texts, {MAX_TOKENS} tokens"
+    rate, total = "rows_per_s", "total_s"
     claims = [
-        Claim("text/raw", work, "raw `LLM.chat`", "rows/s", ("herd", "rows_per_s"), ("raw", "rows_per_s"), 1.0),
-        Claim("text/ray", work, "`ray.data.llm`, steady", "rows/s", ("herd", "rows_per_s"), ("ray", "rows_per_s"), 1.5),
-        Claim("text/ray-total", work, "`ray.data.llm`, total", "s", ("herd", "total_s"), ("ray", "total_s"), 2.2, True),
+        Claim(f"text/{prefix}{key}", work, against, unit, (side, figure), (theirs, figure), target, figure == total)
+        for side, prefix in (("herd", ""), ("pool", "pool-"))
+        for key, against, unit, theirs, figure, target in (
+            ("raw", "raw `LLM.chat`", "rows/s", "raw", rate, 1.0),
+            ("ray", "`ray.data.llm`, steady", "rows/s", "ray", rate, 1.5),
+            ("ray-total", "`ray.data.llm`, total", "s", "ray", total, 2.2),
+        )
     ]
-    sides = {"herd": partial(_herd, source), "raw": partial(_raw, source), "ray": partial(_ray, source)}
+    sides = {
+        "herd": partial(_herd, source, 1),
+        "raw": partial(_raw, source),
+        "pool": partial(_herd, source, os.cpu_count() or 1),
+        "ray": partial(_ray, source),
+    }
     if quick:
-        del sides["ray"], claims[1:]
-    return Bench("text", (__doc__ or "").strip(), sides, claims)
+        del sides["pool"], sides["ray"], claims[1:]
+    return Bench("text", " ".join((__doc__ or "").split()), sides, claims)
 
 
-def _herd(source: Path, folder: Path) -> Figures:
+def _herd(source: Path, engines: int, folder: Path) -> Figures:
     sampling = {"temperature": 0, "max_tokens": MAX_TOKENS, "ignore_eos": True}
-    return herd.run(folder, herd.vllm_job(source, MAX_TOKENS, sampling=sampling)).figures
+    job = herd.vllm_job(source, MAX_TOKENS, sampling=sampling, pool={"min": engines})
+    return herd.run(folder, job).figures
 
 
 def _raw(source: Path, folder: Path) -> Figures:
