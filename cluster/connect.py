@@ -14,7 +14,6 @@ import ray
 
 from pipeline.errors import HerdError
 
-MIN_LOCAL_CPUS = 2
 QUIET = {
     "RAY_DEDUP_LOGS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -41,8 +40,8 @@ def connected(address: str | None, *, verbose: bool = False) -> Iterator[None]:
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
     address = address or os.environ.get("RAY_ADDRESS")
-    # a machine with a single core still needs an engine and a task beside it; cores here are slots, not threads
-    local = {} if address else {"num_cpus": max(MIN_LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
+    # cores here are slots, not threads: one more than there are, for reading beside an engine a core
+    local = {} if address else {"num_cpus": (os.cpu_count() or 1) + 1, "include_dashboard": False}
     options = {
         "address": address or "local",
         "log_to_driver": verbose,
