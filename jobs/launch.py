@@ -28,6 +28,7 @@ from pipeline.engine.vllm_names import check_names
 from pipeline.errors import before_the_run
 from pipeline.facts import find_git_revision
 from pipeline.host import forkserver
+from pipeline.host.process import import_path
 from pipeline.progress import Progress
 from pipeline.run import execute
 
@@ -200,8 +201,7 @@ def _with_fork_server(config: RunConfig, launch: Launch) -> Iterator[Launch]:
     if launch.fork_server is not None or not is_own_cluster(launch.address):
         yield launch
         return
-    folders = os.pathsep.join(folder for folder in sys.path if folder)
-    environment = {**vllm.environment(config), **os.environ, "PYTHONPATH": folders}
+    environment = {**vllm.environment(config), **os.environ, **import_path()}
     with forkserver.listening(config.engine.kind, environment) as address:
         yield replace(launch, fork_server=address)
 

@@ -33,6 +33,11 @@ from pipeline.model import ModelRef, localise
 from pipeline.placement import Gang
 
 
+def import_path() -> dict[str, str]:
+    """The variable by which a new process of Python finds what this one finds."""
+    return {"PYTHONPATH": os.pathsep.join(folder for folder in sys.path if folder)}
+
+
 @dataclass(frozen=True)
 class EngineJob:
     """All that an engine's process needs to know of the run."""
@@ -63,7 +68,7 @@ class EngineJob:
 
         The GPUs are said in any case: on clusters with `RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES` Ray does not, and each
         engine would take the node's first ones."""
-        out = {**self.variables, **os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        out = {**self.variables, **os.environ, **import_path()}
         if self.devices:
             out["CUDA_VISIBLE_DEVICES"] = ",".join(self.devices)
         out.pop("OMP_NUM_THREADS", None)

@@ -19,10 +19,11 @@ import pytest
 
 from pipeline.host.forkserver import Line, listening
 from pipeline.host.host import EngineHost, Events
+from pipeline.host.process import import_path
 
 from .test_host import WAIT_S, engine_job, is_alive, shard
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+ENVIRONMENT = {**os.environ, **import_path()}
 
 
 def until(what: Callable[[], bool]) -> None:
@@ -70,7 +71,7 @@ def said(host: EngineHost, text: str) -> list[str | None]:
     return answers["response"].to_pylist()
 
 
-def test_hosts_share_a_server_and_outlive_it(host: Callable[..., EngineHost], tmp_path: Path) -> None:
+def test_hosts_share_a_server_and_outlive_it(host: Callable[..., EngineHost]) -> None:
     deaths: list[str] = []
     with listening("echo", ENVIRONMENT) as address:
         assert stat.S_IMODE(Path(address).parent.stat().st_mode) == 0o700
@@ -106,7 +107,7 @@ def test_line_tells_how_an_engine_ended_and_gives_it_the_host_s_output(capfd: py
     assert capfd.readouterr().err.count("Traceback") == 2
 
 
-def test_line_kills_an_engine_that_waits(host: Callable[..., EngineHost]) -> None:
+def test_line_kills_an_engine_that_waits() -> None:
     with listening("echo", ENVIRONMENT) as address, closing(Line(address, "echo", ENVIRONMENT)) as line:
         ours, theirs = Pipe()
         line.fork(theirs)
